@@ -1,0 +1,1 @@
+"""Layers: spectral normalisation, batch norm, matrix decompositions, attention, residual blocks. Imports torch only."""

@@ -1,0 +1,43 @@
+"""Self-attention over pixels: the context block that the Hamburger replaces."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
+
+
+class SelfAttention(nn.Module):
+    """x + gate * o(softmax(theta' phi) g), keys and values max-pooled 2x2; called as `Hamburger` is.
+
+    Args:
+        channels: Channels C of the map; queries and keys have max(C // 8, 1), values C // 2.
+        spectral_norm: Of the four pointwise maps, which have no bias.
+
+    Source: Zhang et al. 2019 (SAGAN), section 3, as released: no scale before the softmax.
+    """
+
+    def __init__(self, channels: int, *, spectral_norm: SpectralNormConfig) -> None:
+        super().__init__()
+        keys, values = max(channels // 8, 1), max(channels // 2, 1)
+        self.theta = SNConv2d(channels, keys, 1, bias=False, spectral_norm=spectral_norm)
+        self.phi = SNConv2d(channels, keys, 1, bias=False, spectral_norm=spectral_norm)
+        self.g = SNConv2d(channels, values, 1, bias=False, spectral_norm=spectral_norm)
+        self.o = SNConv2d(values, channels, 1, bias=False, spectral_norm=spectral_norm)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, c: Tensor | None = None, bases: Tensor | None = None) -> Tensor:
+        """Add global context to (B, C, H, W), H and W even.
+
+        Args:
+            x: Features.
+            c: The blocks' condition; attention does not depend on it.
+            bases: A Hamburger's initial dictionary; attention has none.
+        """
+        height, width = x.shape[2:]
+        queries = self.theta(x).flatten(2)
+        keys = F.max_pool2d(self.phi(x), 2).flatten(2)
+        values = F.max_pool2d(self.g(x), 2).flatten(2)
+        weights = torch.bmm(queries.transpose(1, 2), keys).softmax(-1)
+        context = torch.bmm(values, weights.transpose(1, 2)).unflatten(2, (height, width))
+        return x + self.gate * self.o(context)

@@ -1,0 +1,121 @@
+"""Batch normalisation, plain and class-conditional, local or across replicas."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.distributed as torch_dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from hamgan.nn.spectral_norm import SNLinear, SpectralNormConfig
+
+
+class BatchStatistics(nn.Module):
+    """Standardises each channel and keeps the running statistics; the part that every batch norm here shares.
+
+    Args:
+        num_channels: Channels C of the maps.
+        eps: Added to the variance; dimensionless.
+        momentum: Weight of the new batch in the running averages, in (0, 1].
+        cross_replica: Whether the statistics are those of the batch over all processes.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_channels: int, *, eps: float, momentum: float, cross_replica: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.cross_replica = cross_replica
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise (B, C, H, W) by the batch's statistics in training and by the running ones in evaluation."""
+        if self.training and self.cross_replica and torch_dist.is_initialized() and torch_dist.get_world_size() > 1:
+            return self._across_replicas(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum, eps=self.eps
+        )
+
+    def _across_replicas(self, x: Tensor) -> Tensor:
+        # Float32 whatever the autocast: means of squares lose everything in bfloat16.
+        values = x.float()
+        count = values.numel() // values.shape[1] * torch_dist.get_world_size()
+        sums = torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+        mean, mean_square = all_reduce(sums) / count
+        var = (mean_square - mean.square()).clamp_min(0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+        scale = torch.rsqrt(var + self.eps)
+        return ((values - mean[:, None, None]) * scale[:, None, None]).to(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm with one gain and one bias a channel."""
+
+    def __init__(self, num_channels: int, *, eps: float, momentum: float, cross_replica: bool) -> None:
+        super().__init__()
+        self.statistics = BatchStatistics(num_channels, eps=eps, momentum=momentum, cross_replica=cross_replica)
+        self.gain = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        gain, bias = self.gain.to(x.dtype), self.bias.to(x.dtype)
+        return torch.addcmul(bias[:, None, None], self.statistics(x), gain[:, None, None])
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose gain and bias depend on the condition.
+
+    Two forms, told apart by `condition`: `shared` predicts gain - 1 and bias from a vector by spectrally normalised linear
+    maps without bias (Brock et al. 2019, appendix B); `per_class` looks both up in tables (Dumoulin et al. 2017).
+
+    Args:
+        num_channels: Channels C of the maps.
+        condition: `shared` or `per_class`.
+        condition_dim: Length of the condition vector, or the number of classes.
+        spectral_norm: Of the linear maps of `shared`.
+        eps: Added to the variance; dimensionless.
+        momentum: Weight of the new batch in the running averages.
+        cross_replica: Whether the statistics are those of the batch over all processes.
+    """
+
+    gain: nn.Module
+    bias: nn.Module
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        condition: Literal["shared", "per_class"],
+        condition_dim: int,
+        spectral_norm: SpectralNormConfig,
+        eps: float,
+        momentum: float,
+        cross_replica: bool,
+    ) -> None:
+        super().__init__()
+        self.statistics = BatchStatistics(num_channels, eps=eps, momentum=momentum, cross_replica=cross_replica)
+        self.gain_offset = 1.0 if condition == "shared" else 0.0
+        if condition == "shared":
+            self.gain = SNLinear(condition_dim, num_channels, bias=False, spectral_norm=spectral_norm)
+            self.bias = SNLinear(condition_dim, num_channels, bias=False, spectral_norm=spectral_norm)
+        else:
+            self.gain = nn.Embedding(condition_dim, num_channels)
+            self.bias = nn.Embedding(condition_dim, num_channels)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) under the condition: vectors (B, condition_dim), or int64 classes (B,)."""
+        gain = (self.gain_offset + self.gain(c)).to(x.dtype)
+        bias = self.bias(c).to(x.dtype)
+        return torch.addcmul(bias[:, :, None, None], self.statistics(x), gain[:, :, None, None])
+
+
+ConditionalNormFactory = Callable[[int], ConditionalBatchNorm]
+"""Builds the conditional norm of a map from its number of channels."""
