@@ -1,16 +1,20 @@
 """Build an extractor by name, with its weights found, checked and loaded."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from hamgan.metrics.extractors import efficientnet_lite
+from hamgan.metrics.extractors import efficientnet_lite, vit
 from hamgan.metrics.extractors.base import Extractor
 from hamgan.metrics.extractors.weights import check_weights, load_into, read_state_dict
 
 # Extractor to its protocols, the default first.
 EXTRACTORS: dict[str, tuple[str, ...]] = {
     "efficientnet_lite0": ("bicubic224",),
+    "inception": ("tf1", "pytorch-fid", "clean"),
+    "dinov2": ("bicubic224",),
+    "clip": ("bicubic",),
 }
 
 _EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -21,6 +25,7 @@ def load_extractor(
     *,
     protocol: str | None = None,
     weights: str | Path | None = None,
+    verify: bool = True,
     device: torch.device | str = "cpu",
 ) -> Extractor:
     """Build a feature network.
@@ -28,7 +33,10 @@ def load_extractor(
     Args:
         name: A key of EXTRACTORS.
         protocol: Input pipeline; None takes the extractor's default.
-        weights: Local weight file; None takes the extractor's own source.
+        weights: Local weight file. None takes the installed package's (efficientnet_lite0), or
+            $HAMGAN_INCEPTION_WEIGHTS, a cache or a download (inception); the others need one.
+        verify: Refuse weights that are not the published ones, where their digest is known (inception,
+            efficientnet_lite0). The digest is recorded with every number either way.
         device: Where to run.
 
     Returns:
@@ -43,13 +51,22 @@ def load_extractor(
     if protocol not in EXTRACTORS[name]:
         allowed = ", ".join(EXTRACTORS[name])
         raise ValueError(f"protocol = {protocol!r}: unknown to {name}; allowed: {allowed}")
-    return _efficientnet_lite0(protocol, weights).to(device)
+    if name == "efficientnet_lite0":
+        extractor = _efficientnet_lite0(protocol, weights, verify)
+    elif name == "inception":
+        extractor = _inception(protocol, weights, verify)
+    elif weights is None:
+        raise ValueError(f"extractor {name}: needs a local weight file (the published checkpoint)")
+    elif name == "dinov2":
+        extractor = _dinov2(protocol, weights)
+    else:
+        extractor = _clip(protocol, weights)
+    return extractor.to(device)
 
 
-def _efficientnet_lite0(protocol: str, weights: str | Path | None) -> Extractor:
+def _efficientnet_lite0(protocol: str, weights: str | Path | None, verify: bool) -> Extractor:
     path = weights or efficientnet_lite.weights_path()
-    # A file of the user's own may be fine-tuned; its recorded digest tells it from the original.
-    digest = check_weights(path, None if weights else _EFFICIENTNET_LITE0_SHA256)
+    digest = check_weights(path, _EFFICIENTNET_LITE0_SHA256 if verify else None)
     with torch.device("meta"):
         network = efficientnet_lite.EfficientNetLite0()
     load_into(network, read_state_dict(path), path)
@@ -62,4 +79,63 @@ def _efficientnet_lite0(protocol: str, weights: str | Path | None) -> Extractor:
         preprocess=efficientnet_lite.preprocess,
         network=network.to(memory_format=torch.channels_last),
         cpu_batch=4,
+    )
+
+
+def _inception(protocol: str, weights: str | Path | None, verify: bool) -> Extractor:
+    from hamgan.metrics.extractors import inception  # brings torchvision, which the others do without
+
+    path = weights or inception.weights_path()
+    digest = check_weights(path, inception.WEIGHTS_SHA256 if verify else None)
+    network = inception.network()
+    load_into(network, read_state_dict(path), path)
+    return Extractor(
+        name="inception",
+        protocol=protocol,
+        dim=inception.InceptionFID.dim,
+        num_classes=inception.InceptionFID.num_classes,
+        weights_sha256=digest,
+        preprocess=inception.PREPROCESS[protocol],
+        network=network,
+    )
+
+
+def _dinov2(protocol: str, weights: str | Path) -> Extractor:
+    digest = check_weights(weights, None)
+    state_dict = read_state_dict(weights)
+    for name in ("patch_embed.proj.weight", "pos_embed"):
+        if name not in state_dict:
+            raise ValueError(f"{weights}: not a DINOv2 backbone: no {name!r}")
+    with torch.device("meta"):
+        network = vit.DinoV2.from_shapes(state_dict)
+    load_into(network, state_dict, weights)
+    return Extractor(
+        name=network.variant,
+        protocol=protocol,
+        dim=network.dim,
+        num_classes=None,
+        weights_sha256=digest,
+        preprocess=partial(vit.preprocess, mean=vit.IMAGENET_MEAN, std=vit.IMAGENET_STD),
+        network=network,
+    )
+
+
+def _clip(protocol: str, weights: str | Path) -> Extractor:
+    digest = check_weights(weights, None)
+    state_dict = vit.visual_part(read_state_dict(weights))
+    for name in ("proj", "conv1.weight", "positional_embedding"):
+        if name not in state_dict:
+            raise ValueError(f"{weights}: not a CLIP image transformer: no 'visual.{name}'")
+    with torch.device("meta"):
+        network = vit.ClipVisual.from_shapes(state_dict)
+    load_into(network, state_dict, weights)
+    side = network.grid * network.patch
+    return Extractor(
+        name=network.variant,
+        protocol=f"{protocol}{side}",
+        dim=network.dim,
+        num_classes=None,
+        weights_sha256=digest,
+        preprocess=partial(vit.preprocess, mean=vit.CLIP_MEAN, std=vit.CLIP_STD, side=side),
+        network=network,
     )
