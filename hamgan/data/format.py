@@ -1,0 +1,218 @@
+"""The training file's format: its names, its header, and where its pixels lie.
+
+`/images` is contiguous, page-aligned and never filled by HDF5, so that the builder writes and the reader maps its
+bytes directly; h5py reads and writes everything else. A header checksum covers what block checksums do not.
+docs/data.md has the table.
+"""
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "hamgan-data"
+VERSION = 1
+BLOCK_IMAGES = 64
+_PAGE = 4096
+
+
+@dataclass(kw_only=True)
+class Header:
+    """Everything in a training file but the pixels.
+
+    Attributes:
+        resolution: Side of the images, pixels.
+        labels: Class indices, int64 (N,).
+        class_names: Names in the order of the class index.
+        block_crc32: CRC32 of each run of `block_images` images, uint32.
+        resize: How the images came to the resolution.
+        background: RGB behind transparent pixels.
+        source: Name of the source, without its folder.
+        source_fingerprint: sha256 that names the source's images.
+        shard: (i, n) if this is the i-th of n parts, counted from 1; (1, 1) if whole.
+        missing: (key, reason) of each image that could not be read and was left out.
+        block_images: Images per block.
+        creator: Program and version that wrote the file.
+        parts: For a joined file without pixels of its own: (file name, number of images) of each part.
+    """
+
+    resolution: int
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    block_crc32: NDArray[np.uint32]
+    resize: str
+    background: tuple[int, int, int]
+    source: str
+    source_fingerprint: str
+    shard: tuple[int, int] = (1, 1)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+    block_images: int = BLOCK_IMAGES
+    parts: list[tuple[str, int]] = field(default_factory=list)
+
+    creator: str = field(default_factory=lambda: "hamgan " + metadata.version("hamgan"))
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what is stored as attributes of the root group."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "creator": self.creator,
+            "resolution": self.resolution,
+            "num_images": len(self.labels),
+            "num_classes": len(self.class_names),
+            "num_missing": len(self.missing),
+            "block_images": self.block_images,
+            "resize": self.resize,
+            "background": list(self.background),
+            "source": self.source,
+            "source_fingerprint": self.source_fingerprint,
+            "shard": list(self.shard),
+            "parts": json.dumps(self.parts),
+        }
+
+    def checksum(self) -> int:
+        """CRC32 over all of the header."""
+        text = json.dumps(
+            [self.attributes(), self.class_names, self.missing], sort_keys=True, ensure_ascii=True
+        )
+        crc = zlib.crc32(text.encode())
+        crc = zlib.crc32(self.labels.astype("<i8").data, crc)
+        return zlib.crc32(self.block_crc32.astype("<u4").data, crc)
+
+
+def num_blocks(num_images: int) -> int:
+    """Number of blocks that hold so many images."""
+    return -(-num_images // BLOCK_IMAGES)
+
+
+def create(path: Path, num_images: int, resolution: int, header: Header | None) -> int:
+    """Write a training file whose pixels are a hole yet to be filled.
+
+    Args:
+        path: Where; replaced if it exists.
+        num_images: Number of images, N.
+        resolution: Side of the images, pixels.
+        header: The rest of the content; None leaves it out, for learning where the pixels will lie.
+
+    Returns:
+        Byte offset of the first pixel: the same for any N and any header.
+    """
+    # v110 metadata carries checksums of its own, so a flipped byte there makes HDF5 refuse the file.
+    with h5py.File(
+        path, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=_PAGE
+    ) as file:
+        shape = (num_images, resolution, resolution, 3)
+        if header is not None and header.parts:
+            offset = 0
+            _create_virtual(file, shape, header.parts)
+        else:
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            space = h5py.h5s.create_simple(shape)
+            offset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, properties).get_offset()
+        if header is not None:
+            _write_header(file, header)
+    return offset
+
+
+def _create_virtual(file: h5py.File, shape: tuple[int, ...], parts: list[tuple[str, int]]) -> None:
+    layout = h5py.VirtualLayout(shape=shape, dtype=np.uint8)
+    start = 0
+    for name, count in parts:
+        layout[start : start + count] = h5py.VirtualSource(name, "images", shape=(count, *shape[1:]))
+        start += count
+    file.create_virtual_dataset("images", layout)
+
+
+def _write_header(file: h5py.File, header: Header) -> None:
+    file["labels"] = header.labels.astype("<i8")
+    file["class_names"] = _strings(list(header.class_names))
+    file["class_counts"] = np.bincount(header.labels, minlength=len(header.class_names)).astype("<i8")
+    file["block_crc32"] = header.block_crc32.astype("<u4")
+    if header.missing:
+        file["missing_keys"] = _strings([key for key, _ in header.missing])
+        file["missing_reasons"] = _strings([reason for _, reason in header.missing])
+    for name, value in header.attributes().items():
+        file.attrs[name] = value
+    file.attrs["header_crc32"] = header.checksum()
+
+
+def _strings(values: list[str]) -> NDArray[np.bytes_]:
+    """Fixed-length UTF-8: variable-length strings would lie in a heap that nothing checksums."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    length = max(1, *(len(value) for value in encoded))
+    return np.asarray(encoded, h5py.string_dtype("utf-8", length))
+
+
+def read_header(file: h5py.File, path: Path) -> Header:
+    """Read the header of an open training file and check it.
+
+    Raises:
+        ValueError: If the file is of a newer version, lacks a part or its header is damaged.
+    """
+    if str(file.attrs.get("format", "")) != FORMAT:
+        raise ValueError(f"{path}: not a hamgan training file")
+    version = int(file.attrs["version"])
+    if version > VERSION:
+        raise ValueError(
+            f"{path}: format version {version} is newer than {VERSION}, the newest that this hamgan reads; update it"
+        )
+    try:
+        header = Header(
+            resolution=int(file.attrs["resolution"]),
+            labels=file["labels"][...].astype(np.int64),
+            class_names=tuple(_read_strings(file["class_names"])),
+            block_crc32=file["block_crc32"][...].astype(np.uint32),
+            resize=str(file.attrs["resize"]),
+            background=tuple(int(v) for v in file.attrs["background"]),
+            source=str(file.attrs["source"]),
+            source_fingerprint=str(file.attrs["source_fingerprint"]),
+            shard=tuple(int(v) for v in file.attrs["shard"]),
+            block_images=int(file.attrs["block_images"]),
+            creator=str(file.attrs["creator"]),
+            parts=[(str(name), int(count)) for name, count in json.loads(file.attrs["parts"])],
+        )
+        if "missing_keys" in file:
+            header.missing = list(
+                zip(_read_strings(file["missing_keys"]), _read_strings(file["missing_reasons"]))
+            )
+        expected = int(file.attrs["header_crc32"])
+    except (KeyError, OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged header ({error})") from None
+    if header.checksum() != expected:
+        raise ValueError(f"{path}: damaged header (its CRC32 is not {expected:08x})")
+    return header
+
+
+def _read_strings(dataset: h5py.Dataset) -> list[str]:
+    return [bytes(value).decode("utf-8", "surrogateescape") for value in dataset[...]]
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a file for reading, without the locks that some network file systems lack.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no HDF5 file, or a damaged one.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no training file at {path}")
+    if not path.is_file():
+        raise ValueError(f"{path}: is a folder, not a training file")
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: not an HDF5 file, or a damaged or truncated one ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0]

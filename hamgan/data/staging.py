@@ -1,0 +1,276 @@
+"""The unfinished output: a data file laid out as the final one, and a journal of the blocks that are in it.
+
+Whatever moment the builder is killed at, the next one reads the journal, decodes what it lacks, and proves every
+block against its CRC32 before the file gets its name. Blocks that fail the proof are simply decoded again.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from hamgan.data import format as file_format
+from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
+
+_COPY_BYTES = 16 * 2**20
+
+
+@dataclass
+class Block:
+    """A block that is in the data file: its CRC32 and its unreadable images as (index, reason)."""
+
+    crc32: int
+    bad: list[tuple[int, str]]
+
+
+def lock(fd: int, operation: int, wait_s: float = 0.0) -> bool:
+    """Take a lock on an open file; True if taken or if the file system has no locks."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                return True
+            raise
+
+
+class Staging:
+    """The data file and its journal beside the output; one builder at a time.
+
+    Attributes:
+        data_path: The data file, sparse until its blocks are written.
+        offset: Byte offset of the first pixel in it.
+        blocks: What is in it, by block number.
+    """
+
+    def __init__(self, out: Path, plan: dict[str, Any], num_images: int, resolution: int) -> None:
+        """Open what an earlier builder left for the same plan, or start afresh.
+
+        Raises:
+            ValueError: If another builder is at work on the same output.
+        """
+        self.out = out
+        self.data_path = out.with_name(out.name + ".partial")
+        self._journal_path = out.with_name(out.name + ".partial.journal")
+        self._head_path = out.with_name(out.name + ".partial.head")
+        self._num_images = num_images
+        self._resolution = resolution
+        self._image_bytes = resolution * resolution * 3
+        self.blocks: dict[int, Block] = {}
+        self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._data = -1
+        if not lock(self._journal, fcntl.LOCK_EX):
+            os.close(self._journal)
+            raise ValueError(f"{out}: another build is writing it at this moment")
+        try:
+            self._open_data(plan)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_data(self, plan: dict[str, Any]) -> None:
+        self.offset = file_format.create(self._head_path, self._num_images, self._resolution, None)
+        os.unlink(self._head_path)
+        self._data = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o666)
+        # Orphans of a killed builder hold a shared lock until they notice and leave.
+        if not lock(self._data, fcntl.LOCK_EX, wait_s=30):
+            raise ValueError(f"{self.out}: processes of an earlier build are still writing it")
+        lock(self._data, fcntl.LOCK_UN)
+        self.blocks = self._read_journal(plan)
+        if not self.blocks:
+            os.ftruncate(self._journal, 0)
+            self._append({"plan": plan})
+            os.ftruncate(self._data, 0)
+        os.ftruncate(self._data, self.offset + self._num_images * self._image_bytes)
+
+    def _read_journal(self, plan: dict[str, Any]) -> dict[int, Block]:
+        text = self._journal_path.read_bytes()
+        complete, _, torn = text.rpartition(b"\n")
+        blocks: dict[int, Block] = {}
+        for number, line in enumerate(complete.split(b"\n") if complete else []):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if number == 0:
+                if entry != {"plan": plan}:
+                    return {}
+            elif "crc32" in entry:
+                blocks[entry["block"]] = Block(entry["crc32"], [tuple(bad) for bad in entry["bad"]])
+            else:
+                blocks.pop(entry["block"], None)
+        if torn:
+            os.ftruncate(self._journal, len(complete) + 1)
+        return blocks
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        os.write(self._journal, json.dumps(entry).encode() + b"\n")
+
+    def record(self, number: int, block: Block) -> None:
+        """Note that a block is in the data file."""
+        self._append({"block": number, "crc32": block.crc32, "bad": block.bad})
+        self.blocks[number] = block
+
+    def forget(self, number: int) -> None:
+        """Note that a block has to be decoded again."""
+        self._append({"block": number})
+        del self.blocks[number]
+
+    def images_in(self, number: int) -> int:
+        """Number of images in a block; all blocks but the last are full."""
+        return min(BLOCK_IMAGES, self._num_images - number * BLOCK_IMAGES)
+
+    def missing_blocks(self) -> list[int]:
+        """Numbers of the blocks still to decode, ascending."""
+        return [number for number in range(num_blocks(self._num_images)) if number not in self.blocks]
+
+    def bytes_needed(self) -> int:
+        """Bytes of disk that the missing blocks will take."""
+        return sum(self.images_in(number) for number in self.missing_blocks()) * self._image_bytes
+
+    def damaged_blocks(self) -> list[int]:
+        """Read all blocks back and return the numbers of those that are not what was written."""
+        crcs = np.asarray(
+            [self.blocks[number].crc32 for number in range(num_blocks(self._num_images))], np.uint32
+        )
+        return list(damaged(self._data, self.offset, self._image_bytes, self._num_images, crcs))
+
+    def bad_images(self) -> list[tuple[int, str]]:
+        """Unreadable images as (index, reason), ascending."""
+        return sorted(bad for block in self.blocks.values() for bad in block.bad)
+
+    def compact(self, bad: list[int]) -> NDArray[np.uint32]:
+        """Close the gaps that unreadable images left, keeping the order.
+
+        A kill half-way leaves blocks that differ from their CRC32; the next build decodes them again.
+
+        Args:
+            bad: Indices of the gaps, ascending.
+
+        Returns:
+            CRC32 of each block of the result.
+        """
+        first = bad[0] // BLOCK_IMAGES if bad else num_blocks(self._num_images)
+        crcs = [self.blocks[number].crc32 for number in range(first)]
+        gaps = set(bad)
+        target, kept = first * BLOCK_IMAGES, bytearray()
+        for number in tqdm(
+            range(first, num_blocks(self._num_images)), "closing gaps", unit=" blocks", delay=2
+        ):
+            data = self._pread(number * BLOCK_IMAGES, self.images_in(number))
+            for i in range(self.images_in(number)):
+                if number * BLOCK_IMAGES + i not in gaps:
+                    kept += data[i * self._image_bytes : (i + 1) * self._image_bytes]
+            last = number == num_blocks(self._num_images) - 1
+            while len(kept) >= BLOCK_IMAGES * self._image_bytes or (last and kept):
+                block = bytes(kept[: BLOCK_IMAGES * self._image_bytes])
+                del kept[: BLOCK_IMAGES * self._image_bytes]
+                write_all(self._data, block, self.offset + target * self._image_bytes)
+                crcs.append(zlib.crc32(block))
+                target += BLOCK_IMAGES
+        return np.asarray(crcs, np.uint32)
+
+    def _pread(self, first: int, count: int) -> bytes:
+        return read_all(self._data, count * self._image_bytes, self.offset + first * self._image_bytes)
+
+    def finish(self, header: Header) -> None:
+        """Put the header around the pixels, flush all to disk and give the file its name.
+
+        Raises:
+            ValueError: If the file read back is not what was written.
+        """
+        num_images = len(header.labels)
+        offset = file_format.create(self._head_path, num_images, self._resolution, header)
+        assert offset == self.offset, "HDF5 laid the pixels elsewhere"
+        end_of_pixels = offset + num_images * self._image_bytes
+        with open(self._head_path, "rb") as head:
+            size = os.path.getsize(self._head_path)
+            for start, end in ((0, offset), (end_of_pixels, size)):
+                for position in range(start, end, _COPY_BYTES):
+                    data = read_all(head.fileno(), min(_COPY_BYTES, end - position), position)
+                    write_all(self._data, data, position)
+        os.ftruncate(self._data, size)
+        os.fsync(self._data)
+        for number in damaged(self._data, offset, self._image_bytes, num_images, header.block_crc32):
+            raise ValueError(
+                f"{self.data_path}: block {number} reads back other than it was written; check the disk"
+            )
+        with file_format.open_hdf5(self.data_path) as file:
+            file_format.read_header(file, self.data_path)
+        os.replace(self.data_path, self.out)
+        sync_folder(self.out.parent)
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Delete the journal and what else lies beside the output."""
+        for path in (self.data_path, self._head_path, self._journal_path):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files; what is in them stays for the next builder."""
+        for fd in (self._data, self._journal):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self._data = self._journal = -1
+
+
+def damaged(fd: int, offset: int, image_bytes: int, num_images: int, crcs: NDArray[np.uint32],
+            block_images: int = BLOCK_IMAGES) -> Iterator[int]:  # fmt: skip
+    """Yield the numbers of the blocks whose CRC32 is not as given, in one sequential pass."""
+    with tqdm(total=num_images, desc="verifying", unit=" images", delay=2) as bar:
+        for number, crc in enumerate(crcs):
+            first = number * block_images
+            count = min(block_images, num_images - first)
+            if zlib.crc32(read_all(fd, count * image_bytes, offset + first * image_bytes)) != crc:
+                yield number
+            bar.update(count)
+
+
+def read_all(fd: int, size: int, position: int) -> bytes:
+    """Read bytes at a position; fewer come only at the end of the file."""
+    pieces = []
+    while size > 0 and (piece := os.pread(fd, size, position)):
+        pieces.append(piece)
+        size -= len(piece)
+        position += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
+    """Write all bytes at a position.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(fd, view, position)
+        view = view[written:]
+        position += written
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder, so that a rename in it survives a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,105 @@
+"""What a decoding process does: blocks of images, from the source's bytes straight into the data file."""
+
+import fcntl
+import multiprocessing
+import os
+import signal
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hamgan.data.decode import Color, array_to_rgb, decode
+from hamgan.data.resample import resize_square
+from hamgan.data.source import Locator, Reader
+from hamgan.data.staging import Block, lock, write_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all blocks of a build have in common.
+
+    Attributes:
+        reader: Fetches the source's images.
+        data_path: The data file.
+        offset: Byte offset of the first pixel in it.
+        resolution: Side of the images, pixels.
+        resize: One of `resample.RESIZES`.
+        background: RGB, 0..255, behind transparent pixels.
+    """
+
+    reader: Reader
+    data_path: Path
+    offset: int
+    resolution: int
+    resize: str
+    background: Color
+
+
+class BlockBuilder:
+    """Decodes blocks and writes them into the data file."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._fd = os.open(job.data_path, os.O_RDWR)
+        lock(self._fd, fcntl.LOCK_SH)
+
+    def build(self, first: int, locators: list[Locator]) -> Block:
+        """Decode consecutive images and write them.
+
+        Args:
+            first: Index of the first in the data file.
+            locators: Where the source has them.
+
+        Returns:
+            The block's CRC32 and which images could not be read; their places hold zeros.
+
+        Raises:
+            OSError: If the data file cannot be written.
+        """
+        job = self._job
+        pixels = np.zeros((len(locators), job.resolution, job.resolution, 3), np.uint8)
+        bad = []
+        for i, locator in enumerate(locators):
+            try:
+                payload = job.reader.read(locator)
+                image = (
+                    decode(payload, job.background) if isinstance(payload, bytes) else array_to_rgb(payload)
+                )
+                pixels[i] = resize_square(image, job.resolution, job.resize)
+            except (OSError, ValueError, MemoryError) as error:
+                bad.append((first + i, " ".join(str(error).split()) or type(error).__name__))
+        image_bytes = job.resolution * job.resolution * 3
+        data = memoryview(pixels).cast("B")
+        write_all(self._fd, data, job.offset + first * image_bytes)
+        return Block(zlib.crc32(data), bad)
+
+    def close(self) -> None:
+        """Close the data file."""
+        os.close(self._fd)
+
+
+_builder: BlockBuilder | None = None
+
+
+def start(job: Job) -> None:
+    """Prepare a decoding process: it leaves interrupts to its parent and does not outlive it."""
+    global _builder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    _builder = BlockBuilder(job)
+
+
+def _leave_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def build_block(first: int, locators: list[Locator]) -> Block:
+    """Build one block in a prepared process; see `BlockBuilder.build`."""
+    assert _builder is not None
+    return _builder.build(first, locators)
