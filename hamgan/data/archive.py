@@ -5,6 +5,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,9 +61,9 @@ class ArchiveSource(Source):
     """Members of a zip or of an uncompressed tar; a key is the member's name."""
 
     def __init__(self, path: Path, keys: Sequence[str], labels: NDArray[np.int64], locators: NDArray[np.int64],
-                 sizes: NDArray[np.int64], class_names: Sequence[str], *, data_path: Path | None = None,
+                 sizes: NDArray[np.int64], class_names: Sequence[str], data_path: Path, *,
                  allow_empty: bool = False) -> None:  # fmt: skip
-        self._data_path = data_path or path
+        self._data_path = data_path
         self._locators = locators
         super().__init__(str(path), keys, labels, sizes, class_names, allow_empty=allow_empty)
 
@@ -80,26 +81,33 @@ class Listing:
 
     Attributes:
         keys: Member names.
-        locators: What `RangeReader` wants for each, as tuples of integers.
         sizes: Bytes of each image.
         ignored: How many other files there are.
+        first_ignored: One of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, locator_length: int) -> None:
         self.keys: list[str] = []
-        self.locators: list[tuple[int, ...]] = []
-        self.sizes: list[int] = []
-        self.ignored: list[str] = []
+        self.sizes = array("q")
+        self.ignored = 0
+        self.first_ignored = ""
+        self._locators = array("q")
+        self._locator_length = locator_length
 
     def add(self, key: str, locator: tuple[int, ...], size: int) -> None:
         """Add a member if its name promises an image."""
         key = key.removeprefix("./")
         if not is_image_name(key) or key.startswith("__MACOSX/"):
-            self.ignored.append(key)
+            self.ignored += 1
+            self.first_ignored = self.first_ignored or key
             return
         self.keys.append(key)
-        self.locators.append(locator)
+        self._locators.extend(locator)
         self.sizes.append(size)
+
+    def locators(self) -> NDArray[np.int64]:
+        """Return what `RangeReader` wants for each image, one per row."""
+        return np.frombuffer(self._locators, np.int64).reshape(len(self.keys), self._locator_length)
 
 
 def list_zip(path: Path) -> Listing:
@@ -108,7 +116,7 @@ def list_zip(path: Path) -> Listing:
     Raises:
         ValueError: If the directory is unreadable, or a member encrypted or compressed by other than deflate.
     """
-    listing = Listing()
+    listing = Listing(locator_length=4)
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -128,17 +136,21 @@ def list_zip(path: Path) -> Listing:
     return listing
 
 
-def list_tar(path: Path) -> Listing:
+def list_tar(path: Path, data_path: Path) -> Listing:
     """List the images of an uncompressed tar, and those of tars inside it, by one pass over the headers.
 
     A tar inside the tar is a class folder named as the tar, as in ImageNet's `ILSVRC2012_img_train.tar`.
 
+    Args:
+        path: The file that the user named, for messages.
+        data_path: The same or its unpacked copy.
+
     Raises:
         ValueError: If the tar is damaged or truncated.
     """
-    listing = Listing()
-    with open(path, "rb") as file:
-        _list_tar_range(listing, path, file.fileno(), 0, os.path.getsize(path), "")
+    listing = Listing(locator_length=2)
+    with open(data_path, "rb") as file:
+        _list_tar_range(listing, path, file.fileno(), 0, os.path.getsize(data_path), "")
     return listing
 
 
@@ -177,9 +189,7 @@ def _list_tar_range(listing: Listing, path: Path, fd: int, start: int, size: int
                     raise ValueError(f"{place} truncated: {member.name!r} ends at byte {end} of {size}")
                 name = prefix + member.name.removeprefix("./")
                 if name.endswith(".tar"):
-                    _list_tar_range(
-                        listing, path, fd, start + member.offset_data, member.size, name[:-4] + "/"
-                    )
+                    _list_tar_range(listing, path, fd, start + member.offset_data, member.size, name[:-4] + "/")
                 else:
                     listing.add(name, (start + member.offset_data, member.size), member.size)
             end_of_archive = archive.offset
@@ -187,15 +197,11 @@ def _list_tar_range(listing: Listing, path: Path, fd: int, start: int, size: int
         raise ValueError(f"{place} unreadable or truncated tar ({error})") from None
     # A download cut between two members looks complete but for the two zero blocks that end a tar.
     window.seek(end_of_archive)
-    if (
-        window.read(512) != bytes(512)
-        and window.seek(end_of_archive - 512) >= 0
-        and window.read(512) != bytes(512)
-    ):
+    if window.read(512) != bytes(512) and window.seek(end_of_archive - 512) >= 0 and window.read(512) != bytes(512):
         raise ValueError(f"{place} truncated tar (its end marker is missing)")
 
 
-def arrange(path: Path, listing: Listing, *, data_path: Path | None = None) -> ArchiveSource:
+def arrange(path: Path, listing: Listing, data_path: Path) -> ArchiveSource:
     """Order an archive with a folder per class: classes by name, members by name.
 
     Leading folders that all images share are not classes, as long as another folder lies below them.
@@ -207,9 +213,7 @@ def arrange(path: Path, listing: Listing, *, data_path: Path | None = None) -> A
     _check_members(path, listing)
     if not all(folders):
         loose = listing.keys[next(i for i, f in enumerate(folders) if not f)]
-        raise ValueError(
-            f"{path}: image {loose!r} lies in no class folder; give a table of labels (path,label)"
-        )
+        raise ValueError(f"{path}: image {loose!r} lies in no class folder; give a table of labels (path,label)")
     depth = 0
     while all(len(f) > depth + 1 and f[depth] == folders[0][depth] for f in folders):
         depth += 1
@@ -220,9 +224,7 @@ def arrange(path: Path, listing: Listing, *, data_path: Path | None = None) -> A
     return _source(path, listing, order, [labels[i] for i in order], names, data_path)
 
 
-def arrange_by_table(
-    path: Path, listing: Listing, table: LabelTable, *, data_path: Path | None = None
-) -> ArchiveSource:
+def arrange_by_table(path: Path, listing: Listing, table: LabelTable, data_path: Path) -> ArchiveSource:
     """Order an archive's members as a table does; a row may leave out folders and the suffix.
 
     Raises:
@@ -244,7 +246,7 @@ def arrange_by_table(
 
 
 def arrange_by_numbers(path: Path, listing: Listing, labels: NDArray[np.int64], class_names: Sequence[str],
-                       labels_path: Path) -> ArchiveSource:  # fmt: skip
+                       labels_path: Path, data_path: Path) -> ArchiveSource:  # fmt: skip
     """Order a flat archive by name and give its images the labels of a list of as many.
 
     Raises:
@@ -254,7 +256,7 @@ def arrange_by_numbers(path: Path, listing: Listing, labels: NDArray[np.int64], 
     if len(labels) != len(listing.keys):
         raise ValueError(f"{labels_path}: {len(labels)} labels for the {len(listing.keys)} images of {path}")
     order = sorted(range(len(labels)), key=listing.keys.__getitem__)
-    return _source(path, listing, order, labels.tolist(), class_names, None, allow_empty=True)
+    return _source(path, listing, order, labels.tolist(), class_names, data_path, allow_empty=True)
 
 
 def _check_members(path: Path, listing: Listing) -> None:
@@ -267,16 +269,15 @@ def _check_members(path: Path, listing: Listing) -> None:
 
 
 def _source(path: Path, listing: Listing, order: list[int], labels: list[int], class_names: Sequence[str],
-            data_path: Path | None, *, allow_empty: bool = False) -> ArchiveSource:  # fmt: skip
+            data_path: Path, *, allow_empty: bool = False) -> ArchiveSource:  # fmt: skip
     keys = Keys()
     for index in order:
         keys.append(listing.keys[index])
-    locators = np.asarray([listing.locators[i] for i in order], np.int64)
-    sizes = np.asarray([listing.sizes[i] for i in order], np.int64)
-    source = ArchiveSource(path, keys, np.asarray(labels, np.int64), locators, sizes, class_names,
-                           data_path=data_path, allow_empty=allow_empty)  # fmt: skip
+    places = np.asarray(order, np.int64)
+    sizes = np.frombuffer(listing.sizes, np.int64)[places]
+    source = ArchiveSource(path, keys, np.asarray(labels, np.int64), listing.locators()[places], sizes, class_names,
+                           data_path, allow_empty=allow_empty)  # fmt: skip
     if listing.ignored:
-        source.notes.append(
-            f"passed over {len(listing.ignored)} files that are not images (first: {listing.ignored[0]})"
-        )
+        what = f"{listing.ignored} files that are not images (first: {listing.first_ignored})"
+        source.notes.append(f"passed over {what}")
     return source

@@ -1,13 +1,10 @@
 """Build a training file from any source, in parallel, so that a kill at any moment costs one block per process."""
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +17,14 @@ from hamgan.data import worker
 from hamgan.data.decode import Color
 from hamgan.data.format import BLOCK_IMAGES, VERSION, Header
 from hamgan.data.open_source import open_source
+from hamgan.data.pool import Task, build_blocks
 from hamgan.data.resample import RESIZES
 from hamgan.data.source import Source
 from hamgan.data.staging import Block, Staging
+from hamgan.data.unpack import remove_copies
 
 # Room for the header beyond the pixels, asked for when free disk is checked.
 _HEADER_BYTES_PER_IMAGE = 16
-_BLOCKS_IN_FLIGHT = 4  # per process
 _BAD_SHOWN = 10
 
 
@@ -113,11 +111,10 @@ def build(
         header = _build(images, first, last, staging, plan, workers or num_cores(), skip_bad)
     finally:
         staging.close()
+    remove_copies(out)
     summary = _summary(out, header, started, found=False)
     missing = f", {summary.num_missing} left out" if summary.num_missing else ""
-    print(
-        f"{out}: {summary.num_images} images, {summary.num_classes} classes{missing}, {summary.seconds:.1f} s"
-    )
+    print(f"{out}: {summary.num_images} images, {summary.num_classes} classes{missing}, {summary.seconds:.1f} s")
     return summary
 
 
@@ -130,7 +127,7 @@ def _build(images: Source, first: int, last: int, staging: Staging, plan: dict[s
                      resolution=resolution, resize=resize, background=background)  # fmt: skip
     for _ in range(3):
         _decode(images, first, staging, job, workers)
-        damaged = staging.damaged_blocks()
+        damaged = staging.damaged_blocks(staging.crc32(), last - first)
         if not damaged:
             break
         for number in damaged:
@@ -144,7 +141,11 @@ def _build(images: Source, first: int, last: int, staging: Staging, plan: dict[s
     kept[[index for index, _ in bad]] = False
     labels = images.labels[first:last][kept]
     _check_classes_left(images, labels, plan, bool(missing))
-    crcs = staging.compact([index for index, _ in bad])
+    crcs = staging.crc32()
+    if bad:
+        crcs = staging.compact([index for index, _ in bad])
+        if damaged := staging.damaged_blocks(crcs, len(labels)):
+            raise OSError(f"{staging.data_path}: block {damaged[0]} reads back other than written; check the disk")
     header = Header(
         resolution=resolution,
         labels=labels,
@@ -169,74 +170,28 @@ def _decode(images: Source, first: int, staging: Staging, job: worker.Job, worke
     count = sum(staging.images_in(number) for number in todo)
     total = sum(staging.images_in(number) for number in staging.blocks) + count
 
-    def task(number: int) -> tuple[int, list[Any]]:
+    def task(number: int) -> Task:
         start = number * BLOCK_IMAGES
         return start, [images.locator(first + start + i) for i in range(staging.images_in(number))]
 
-    with tqdm(
-        total=total, initial=total - count, desc=staging.out.name, unit=" images", smoothing=0.1
-    ) as bar:
+    with tqdm(total=total, initial=total - count, desc=staging.out.name, unit=" images", smoothing=0.1) as bar:
         # One block is decoded here: starting a process would take longer.
-        run = (
-            _in_process(job, todo, task)
-            if len(todo) == 1
-            else _in_pool(job, todo, task, min(workers, len(todo)))
-        )
+        run = _in_process(job, todo, task) if len(todo) == 1 else build_blocks(job, todo, task, min(workers, len(todo)))
         with contextlib.closing(run):
             for number, block in run:
                 staging.record(number, block)
                 bar.update(staging.images_in(number))
 
 
-def _in_process(job: worker.Job, todo: list[int], task: Any) -> Iterator[tuple[int, Block]]:
+def _in_process(
+    job: worker.Job, todo: list[int], task: Callable[[int], Task]
+) -> Generator[tuple[int, Block], None, None]:
     builder = worker.BlockBuilder(job)
     try:
         for number in todo:
             yield number, builder.build(*task(number))
     finally:
         builder.close()
-
-
-def _in_pool(job: worker.Job, todo: list[int], task: Any, workers: int) -> Iterator[tuple[int, Block]]:
-    """Decode blocks in processes and yield them as they come; few are in flight, so memory stays constant."""
-    # Fresh processes, since forking one that has threads (torch, CUDA) may deadlock.
-    context = multiprocessing.get_context("spawn")
-    with _single_threaded_children():
-        pool = ProcessPoolExecutor(workers, context, worker.start, (job,))
-        running: dict[Future[Block], int] = {}
-        try:
-            waiting = iter(todo)
-            while True:
-                for number in waiting:
-                    running[pool.submit(worker.build_block, *task(number))] = number
-                    if len(running) >= workers * _BLOCKS_IN_FLIGHT:
-                        break
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        except BrokenProcessPool:
-            raise OSError(
-                "a decoding process died (out of memory?); what is done is kept, run the same command again"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Have child processes compute with one thread each; the cores are taken by their siblings."""
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _finished(out: Path, plan: dict[str, Any], skip_bad: bool) -> Header:
@@ -260,9 +215,7 @@ def _finished(out: Path, plan: dict[str, Any], skip_bad: bool) -> Header:
         "shard": list(header.shard),
     }
     if same != plan or (header.missing and not skip_bad):
-        differing = [name for name in plan if same[name] != plan[name]] or [
-            f"{len(header.missing)} images left out"
-        ]
+        differing = [name for name in plan if same[name] != plan[name]] or [f"{len(header.missing)} images left out"]
         raise ValueError(refusal.replace("something else", f"something else ({', '.join(differing)})"))
     return header
 
@@ -343,9 +296,7 @@ def _report(out: Path, missing: list[tuple[str, str]], num_images: int, skip_bad
     if len(missing) > _BAD_SHOWN:
         print(f"and {len(missing) - _BAD_SHOWN} more, listed in {report}")
     if len(missing) == num_images:
-        raise ValueError(
-            f"none of the {num_images} images can be read (first: {missing[0][0]}: {missing[0][1]})"
-        )
+        raise ValueError(f"none of the {num_images} images can be read (first: {missing[0][0]}: {missing[0][1]})")
     if not skip_bad:
         raise ValueError(
             f"{len(missing)} of {num_images} images cannot be read (first: {missing[0][0]}: {missing[0][1]}); "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 try:
-    import simplejpeg
+    import simplejpeg  # type: ignore[import-untyped]
 except ImportError:
     simplejpeg = None
 
@@ -47,16 +47,12 @@ def decode(data: bytes, background: Color) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd EXIF and large images; errors still come
-            image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data))
             image.load()
             image = ImageOps.exif_transpose(image)
             return to_rgb(image, background)
     except (OSError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError) as error:
-        reason = (
-            "not an image that Pillow knows"
-            if type(error).__name__ == "UnidentifiedImageError"
-            else str(error)
-        )
+        reason = "not an image that Pillow knows" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         raise ValueError(reason or type(error).__name__) from None
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from None

@@ -1,10 +1,11 @@
 """Folders of images: one sub-folder per class, or flat with a table of labels."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hamgan.data.labels import LabelTable
 from hamgan.data.source import Keys, Locator, Reader, Source, is_image_name
@@ -25,13 +26,11 @@ class FileReader(Reader):
 class FolderSource(Source):
     """Files below one root folder; a key is the path relative to it."""
 
-    def __init__(
-        self, root: Path, keys: Keys, labels: list[int], sizes: list[int], class_names: list[str]
-    ) -> None:
+    def __init__(self, root: Path, keys: Keys, labels: Sequence[int], sizes: Sequence[int],
+                 class_names: Sequence[str], *, allow_empty: bool = False) -> None:  # fmt: skip
         self._root = root
-        super().__init__(
-            str(root), keys, np.asarray(labels, np.int64), np.asarray(sizes, np.int64), class_names
-        )
+        super().__init__(str(root), keys, np.asarray(labels, np.int64), np.asarray(sizes, np.int64), class_names,
+                         allow_empty=allow_empty)  # fmt: skip
 
     def locator(self, index: int) -> Locator:
         """Return the path below the root."""
@@ -100,3 +99,20 @@ def labelled_files(root: Path, table: LabelTable) -> FolderSource:
         keys.append(key)
         sizes.append(size)
     return FolderSource(root, keys, table.labels.tolist(), sizes, table.class_names)
+
+
+def numbered_files(root: Path, labels: NDArray[np.int64], class_names: Sequence[str],
+                   labels_path: Path) -> FolderSource:  # fmt: skip
+    """List a flat folder by name and give its images the labels of a list of as many.
+
+    Raises:
+        ValueError: If the counts differ.
+    """
+    keys, sizes = Keys(), []
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.is_file() and is_image_name(entry.name):
+            keys.append(entry.name)
+            sizes.append(entry.stat().st_size)
+    if len(labels) != len(keys):
+        raise ValueError(f"{labels_path}: {len(labels)} labels for the {len(keys)} images of {root}")
+    return FolderSource(root, keys, labels.tolist(), sizes, class_names, allow_empty=True)

@@ -78,9 +78,7 @@ class Header:
 
     def checksum(self) -> int:
         """CRC32 over all of the header."""
-        text = json.dumps(
-            [self.attributes(), self.class_names, self.missing], sort_keys=True, ensure_ascii=True
-        )
+        text = json.dumps([self.attributes(), self.class_names, self.missing], sort_keys=True, ensure_ascii=True)
         crc = zlib.crc32(text.encode())
         crc = zlib.crc32(self.labels.astype("<i8").data, crc)
         return zlib.crc32(self.block_crc32.astype("<u4").data, crc)
@@ -104,9 +102,7 @@ def create(path: Path, num_images: int, resolution: int, header: Header | None) 
         Byte offset of the first pixel: the same for any N and any header.
     """
     # v110 metadata carries checksums of its own, so a flipped byte there makes HDF5 refuse the file.
-    with h5py.File(
-        path, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=_PAGE
-    ) as file:
+    with h5py.File(path, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=_PAGE) as file:
         shape = (num_images, resolution, resolution, 3)
         if header is not None and header.parts:
             offset = 0
@@ -115,6 +111,7 @@ def create(path: Path, num_images: int, resolution: int, header: Header | None) 
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            properties.set_obj_track_times(False)  # equal content, equal bytes
             space = h5py.h5s.create_simple(shape)
             offset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, properties).get_offset()
         if header is not None:
@@ -171,24 +168,29 @@ def read_header(file: h5py.File, path: Path) -> Header:
             class_names=tuple(_read_strings(file["class_names"])),
             block_crc32=file["block_crc32"][...].astype(np.uint32),
             resize=str(file.attrs["resize"]),
-            background=tuple(int(v) for v in file.attrs["background"]),
+            background=_integers(file, "background", 3),
             source=str(file.attrs["source"]),
             source_fingerprint=str(file.attrs["source_fingerprint"]),
-            shard=tuple(int(v) for v in file.attrs["shard"]),
+            shard=_integers(file, "shard", 2),
             block_images=int(file.attrs["block_images"]),
             creator=str(file.attrs["creator"]),
             parts=[(str(name), int(count)) for name, count in json.loads(file.attrs["parts"])],
         )
         if "missing_keys" in file:
-            header.missing = list(
-                zip(_read_strings(file["missing_keys"]), _read_strings(file["missing_reasons"]))
-            )
+            header.missing = list(zip(_read_strings(file["missing_keys"]), _read_strings(file["missing_reasons"])))
         expected = int(file.attrs["header_crc32"])
     except (KeyError, OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged header ({error})") from None
     if header.checksum() != expected:
         raise ValueError(f"{path}: damaged header (its CRC32 is not {expected:08x})")
     return header
+
+
+def _integers(file: h5py.File, name: str, count: int) -> Any:
+    values = tuple(int(v) for v in file.attrs[name])
+    if len(values) != count:
+        raise TypeError(f"{name} has {len(values)} values")
+    return values
 
 
 def _read_strings(dataset: h5py.Dataset) -> list[str]:
@@ -209,9 +211,7 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise ValueError(
-            f"{path}: not an HDF5 file, or a damaged or truncated one ({_first_line(error)})"
-        ) from None
+        raise ValueError(f"{path}: not an HDF5 file, or a damaged or truncated one ({_first_line(error)})") from None
 
 
 def _first_line(error: BaseException) -> str:

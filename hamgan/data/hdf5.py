@@ -51,9 +51,7 @@ class TrainingFile:
                 self._describe_foreign(file)
             else:
                 found = ", ".join(file) or "nothing"
-                raise ValueError(
-                    f"{self.path}: not a training file (it holds {found}, not images or imgs and labels)"
-                )
+                raise ValueError(f"{self.path}: not a training file (it holds {found}, not images or imgs and labels)")
         self.num_images = len(self.labels)
         self.num_classes = len(self.class_names)
         self._storage: Storage | None = None

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-_HEADER_WORDS = frozenset(
-    "path paths file files filename filenames file_name image images image_id imageid name key".split()
+_HEADER_WORDS = (
+    *("path", "paths", "file", "files", "filename", "filenames", "file_name"),
+    *("image", "images", "image_id", "imageid", "name", "key"),
 )
 
 
@@ -107,9 +108,7 @@ def _number(path: Path, raw: list[str], lines: list[int],
         for line, label in zip(lines, raw):
             # Every class needs an image, so more classes than images cannot be meant.
             if not 0 <= int(label) < len(raw):
-                raise ValueError(
-                    f"{path} line {line}: label {label} is outside 0..{len(raw) - 1} ({len(raw)} images)"
-                )
+                raise ValueError(f"{path} line {line}: label {label} is outside 0..{len(raw) - 1} ({len(raw)} images)")
         values = np.asarray([int(label) for label in raw], np.int64)
         return values, [str(i) for i in range(int(values.max()) + 1)]
     names = sorted(set(raw))

@@ -57,9 +57,7 @@ class BatchLoader(Iterator[Batch]):
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is outside 0..{world_size - 1}")
         if sampler.num_images != file.num_images:
-            raise ValueError(
-                f"the sampler has {sampler.num_images} images, {file.path} has {file.num_images}"
-            )
+            raise ValueError(f"the sampler has {sampler.num_images} images, {file.path} has {file.num_images}")
         self._file = file
         self._sampler = sampler
         self._batch_size = batch_size

@@ -1,5 +1,7 @@
 """The order in which training sees the images: an endless stream, every position of which can be computed."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,7 +45,7 @@ class ShuffledSampler:
             counts = np.bincount(labels)
             self._members = [part for part in np.split(order, np.cumsum(counts)[:-1]) if len(part)]
         self._epoch = -1
-        self._order: NDArray[np.int32] | NDArray[np.int64] = np.empty(0, np.int64)
+        self._order: NDArray[Any] = np.empty(0, np.int64)
 
     def indices(self, position: int, count: int) -> NDArray[np.int64]:
         """Return the indices of the images from `position` on.
@@ -69,7 +71,7 @@ class ShuffledSampler:
             count -= taken
         return np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, np.int64)
 
-    def _epoch_order(self, epoch: int) -> NDArray[np.int32] | NDArray[np.int64]:
+    def _epoch_order(self, epoch: int) -> NDArray[Any]:
         if epoch != self._epoch:
             # PCG64 seeded with a SeedSequence: numpy promises that both stay the same for ever.
             rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
@@ -77,18 +79,16 @@ class ShuffledSampler:
             self._epoch = epoch
         return self._order
 
-    def _permutation(self, rng: np.random.Generator) -> NDArray[np.int32] | NDArray[np.int64]:
+    def _permutation(self, rng: np.random.Generator) -> NDArray[Any]:
         kind = np.int32 if self.num_images < 2**31 else np.int64  # half the memory for all that fits
-        order = np.arange(self.num_images, dtype=kind)
+        order: NDArray[Any] = np.arange(self.num_images, dtype=kind)
         rng.shuffle(order)
         return order
 
     def _balanced_order(self, rng: np.random.Generator) -> NDArray[np.int64]:
         num_classes = len(self._members)
         rounds = -(-self.num_images // num_classes)
-        classes = rng.permuted(np.tile(np.arange(num_classes), (rounds, 1)), axis=1).reshape(-1)[
-            : self.num_images
-        ]
+        classes = rng.permuted(np.tile(np.arange(num_classes), (rounds, 1)), axis=1).reshape(-1)[: self.num_images]
         order = np.empty(self.num_images, np.int64)
         places = np.split(
             np.argsort(classes, kind="stable"), np.cumsum(np.bincount(classes, minlength=num_classes))[:-1]

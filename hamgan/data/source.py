@@ -20,15 +20,16 @@ Payload = bytes | NDArray[np.uint8]
 # Up to this many bytes the fingerprint covers the images' content; above it, their names and sizes only.
 CONTENT_FINGERPRINT_LIMIT = 256 * 2**20
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .tga .avif".split()
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".avif"),
 )
 
 
 def is_image_name(name: str) -> bool:
     """Say whether a file's name promises an image that belongs to the data (hidden files do not)."""
     base = name.rsplit("/", 1)[-1]
-    return not base.startswith(".") and "." in base and "." + base.rsplit(".", 1)[1].lower() in IMAGE_SUFFIXES
+    return not base.startswith(".") and base.lower().endswith(IMAGE_SUFFIXES)
 
 
 class Keys(Sequence[str]):
@@ -134,7 +135,9 @@ class Source(abc.ABC):
         return digest.hexdigest()
 
 
-def check_labels(labels: NDArray[np.int64], class_names: Sequence[str], name: str, *, allow_empty: bool = False) -> None:  # fmt: skip
+def check_labels(
+    labels: NDArray[np.int64], class_names: Sequence[str], name: str, *, allow_empty: bool = False
+) -> None:
     """Check that every label names a class and, unless allowed otherwise, that every class has an image.
 
     Raises:
@@ -146,6 +149,6 @@ def check_labels(labels: NDArray[np.int64], class_names: Sequence[str], name: st
         raise ValueError(f"{name}: label {wrong} is outside 0..{num_classes - 1}")
     counts = np.bincount(labels, minlength=num_classes)
     if not allow_empty and not counts.all():
-        empty = [class_names[i] for i in np.flatnonzero(counts == 0)]
+        empty = [class_names[int(i)] for i in np.flatnonzero(counts == 0)]
         more = f" and {len(empty) - 1} more classes have" if len(empty) > 1 else " has"
         raise ValueError(f"{name}: class {empty[0]!r}{more} no image")

@@ -5,13 +5,10 @@ block against its CRC32 before the file gets its name. Blocks that fail the proo
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
-import time
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hamgan.data import format as file_format
+from hamgan.data.fileio import lock, read_all, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
 
 _COPY_BYTES = 16 * 2**20
@@ -32,23 +30,6 @@ class Block:
 
     crc32: int
     bad: list[tuple[int, str]]
-
-
-def lock(fd: int, operation: int, wait_s: float = 0.0) -> bool:
-    """Take a lock on an open file; True if taken or if the file system has no locks."""
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(fd, operation | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.05)
-        except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-                return True
-            raise
 
 
 class Staging:
@@ -145,12 +126,20 @@ class Staging:
         """Bytes of disk that the missing blocks will take."""
         return sum(self.images_in(number) for number in self.missing_blocks()) * self._image_bytes
 
-    def damaged_blocks(self) -> list[int]:
-        """Read all blocks back and return the numbers of those that are not what was written."""
-        crcs = np.asarray(
-            [self.blocks[number].crc32 for number in range(num_blocks(self._num_images))], np.uint32
-        )
-        return list(damaged(self._data, self.offset, self._image_bytes, self._num_images, crcs))
+    def crc32(self) -> NDArray[np.uint32]:
+        """CRC32 of each block as it was written."""
+        return np.asarray([self.blocks[i].crc32 for i in range(num_blocks(self._num_images))], np.uint32)
+
+    def damaged_blocks(self, crcs: NDArray[np.uint32], num_images: int) -> list[int]:
+        """Read blocks back and return the numbers of those that do not have their CRC32."""
+        wrong = []
+        with tqdm(total=num_images, desc="verifying", unit=" images", delay=2) as bar:
+            for number, crc in enumerate(crcs):
+                count = min(BLOCK_IMAGES, num_images - number * BLOCK_IMAGES)
+                if zlib.crc32(self._pread(number * BLOCK_IMAGES, count)) != crc:
+                    wrong.append(number)
+                bar.update(count)
+        return wrong
 
     def bad_images(self) -> list[tuple[int, str]]:
         """Unreadable images as (index, reason), ascending."""
@@ -171,9 +160,7 @@ class Staging:
         crcs = [self.blocks[number].crc32 for number in range(first)]
         gaps = set(bad)
         target, kept = first * BLOCK_IMAGES, bytearray()
-        for number in tqdm(
-            range(first, num_blocks(self._num_images)), "closing gaps", unit=" blocks", delay=2
-        ):
+        for number in tqdm(range(first, num_blocks(self._num_images)), "closing gaps", unit=" blocks", delay=2):
             data = self._pread(number * BLOCK_IMAGES, self.images_in(number))
             for i in range(self.images_in(number)):
                 if number * BLOCK_IMAGES + i not in gaps:
@@ -191,29 +178,8 @@ class Staging:
         return read_all(self._data, count * self._image_bytes, self.offset + first * self._image_bytes)
 
     def finish(self, header: Header) -> None:
-        """Put the header around the pixels, flush all to disk and give the file its name.
-
-        Raises:
-            ValueError: If the file read back is not what was written.
-        """
-        num_images = len(header.labels)
-        offset = file_format.create(self._head_path, num_images, self._resolution, header)
-        assert offset == self.offset, "HDF5 laid the pixels elsewhere"
-        end_of_pixels = offset + num_images * self._image_bytes
-        with open(self._head_path, "rb") as head:
-            size = os.path.getsize(self._head_path)
-            for start, end in ((0, offset), (end_of_pixels, size)):
-                for position in range(start, end, _COPY_BYTES):
-                    data = read_all(head.fileno(), min(_COPY_BYTES, end - position), position)
-                    write_all(self._data, data, position)
-        os.ftruncate(self._data, size)
-        os.fsync(self._data)
-        for number in damaged(self._data, offset, self._image_bytes, num_images, header.block_crc32):
-            raise ValueError(
-                f"{self.data_path}: block {number} reads back other than it was written; check the disk"
-            )
-        with file_format.open_hdf5(self.data_path) as file:
-            file_format.read_header(file, self.data_path)
+        """Put the header around the pixels, flush all to disk and give the file its name."""
+        seal(self.data_path, self._data, header, self._head_path)
         os.replace(self.data_path, self.out)
         sync_folder(self.out.parent)
         self.remove_leftovers()
@@ -232,45 +198,26 @@ class Staging:
         self._data = self._journal = -1
 
 
-def damaged(fd: int, offset: int, image_bytes: int, num_images: int, crcs: NDArray[np.uint32],
-            block_images: int = BLOCK_IMAGES) -> Iterator[int]:  # fmt: skip
-    """Yield the numbers of the blocks whose CRC32 is not as given, in one sequential pass."""
-    with tqdm(total=num_images, desc="verifying", unit=" images", delay=2) as bar:
-        for number, crc in enumerate(crcs):
-            first = number * block_images
-            count = min(block_images, num_images - first)
-            if zlib.crc32(read_all(fd, count * image_bytes, offset + first * image_bytes)) != crc:
-                yield number
-            bar.update(count)
+def seal(path: Path, fd: int, header: Header, head_path: Path) -> None:
+    """Put the header around pixels that are in place, flush all to disk and check the header.
 
+    HDF5 writes a file of the same size with a hole for the pixels; all but the hole is copied. May be repeated.
 
-def read_all(fd: int, size: int, position: int) -> bytes:
-    """Read bytes at a position; fewer come only at the end of the file."""
-    pieces = []
-    while size > 0 and (piece := os.pread(fd, size, position)):
-        pieces.append(piece)
-        size -= len(piece)
-        position += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
-    """Write all bytes at a position.
-
-    Raises:
-        OSError: If the disk is full or fails.
+    Args:
+        path: The data file.
+        fd: The same, open for writing.
+        header: What to put.
+        head_path: A temporary file.
     """
-    view = memoryview(data)
-    while len(view):
-        written = os.pwrite(fd, view, position)
-        view = view[written:]
-        position += written
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a rename in it survives a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    num_images, resolution = len(header.labels), header.resolution
+    offset = file_format.create(head_path, num_images, resolution, header)
+    size = os.path.getsize(head_path)
+    with open(head_path, "rb") as head:
+        for start, end in ((0, offset), (offset + num_images * resolution * resolution * 3, size)):
+            for position in range(start, end, _COPY_BYTES):
+                write_all(fd, read_all(head.fileno(), min(_COPY_BYTES, end - position), position), position)
+    head_path.unlink()
+    os.ftruncate(fd, size)
+    os.fsync(fd)
+    with file_format.open_hdf5(path) as file:
+        file_format.read_header(file, path)

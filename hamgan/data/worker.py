@@ -1,10 +1,11 @@
 """What a decoding process does: blocks of images, from the source's bytes straight into the data file."""
 
+import contextlib
 import fcntl
-import multiprocessing
 import os
+import pickle
 import signal
-import threading
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from hamgan.data.decode import Color, array_to_rgb, decode
+from hamgan.data.fileio import lock, write_all
 from hamgan.data.resample import resize_square
 from hamgan.data.source import Locator, Reader
-from hamgan.data.staging import Block, lock, write_all
+from hamgan.data.staging import Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +67,16 @@ class BlockBuilder:
         for i, locator in enumerate(locators):
             try:
                 payload = job.reader.read(locator)
-                image = (
-                    decode(payload, job.background) if isinstance(payload, bytes) else array_to_rgb(payload)
-                )
+                image = decode(payload, job.background) if isinstance(payload, bytes) else array_to_rgb(payload)
                 pixels[i] = resize_square(image, job.resolution, job.resize)
             except (OSError, ValueError, MemoryError) as error:
                 bad.append((first + i, " ".join(str(error).split()) or type(error).__name__))
         image_bytes = job.resolution * job.resolution * 3
-        data = memoryview(pixels).cast("B")
-        write_all(self._fd, data, job.offset + first * image_bytes)
+        data = pixels.reshape(-1).data
+        try:
+            write_all(self._fd, data, job.offset + first * image_bytes)
+        except OSError as error:
+            raise OSError(f"{job.data_path}: {error.strerror}; what is done is kept for the next try") from None
         return Block(zlib.crc32(data), bad)
 
     def close(self) -> None:
@@ -81,25 +84,21 @@ class BlockBuilder:
         os.close(self._fd)
 
 
-_builder: BlockBuilder | None = None
-
-
-def start(job: Job) -> None:
-    """Prepare a decoding process: it leaves interrupts to its parent and does not outlive it."""
-    global _builder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    _builder = BlockBuilder(job)
-
-
-def _leave_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def build_block(first: int, locators: list[Locator]) -> Block:
-    """Build one block in a prepared process; see `BlockBuilder.build`."""
-    assert _builder is not None
-    return _builder.build(first, locators)
+def main() -> None:
+    """Be a decoding process: a job on standard input, then tasks, each answered by its block or an exception."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the builder decides what an interrupt means
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library may print must not get between the answers
+    tasks = sys.stdin.buffer
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        builder = BlockBuilder(pickle.load(tasks))
+        while True:
+            first, locators = pickle.load(tasks)
+            answer: Block | Exception
+            try:
+                answer = builder.build(first, locators)
+            except Exception as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()
+    os._exit(0)  # the pipe to a killed builder cannot be flushed

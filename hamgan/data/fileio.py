@@ -1,0 +1,56 @@
+"""System calls on open files: whole reads and writes at a position, locks, and flushing a folder."""
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+
+
+def lock(fd: int, operation: int, wait_s: float = 0.0) -> bool:
+    """Take a lock on an open file; True if taken or if the file system has no locks."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                return True
+            raise
+
+
+def read_all(fd: int, size: int, position: int) -> bytes:
+    """Read bytes at a position; fewer come only at the end of the file."""
+    pieces = []
+    while size > 0 and (piece := os.pread(fd, size, position)):
+        pieces.append(piece)
+        size -= len(piece)
+        position += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
+    """Write all bytes at a position.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+    view = memoryview(data)
+    while len(view):
+        written = os.pwrite(fd, view, position)
+        view = view[written:]
+        position += written
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder, so that a rename in it survives a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
