@@ -5,7 +5,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hamgan.metrics.stats import FeatureStats, FloatArray, as_features
+from hamgan.metrics.stats import FeatureStats, FloatArray, Moments, as_features
 
 
 class FrechetReference:
@@ -15,53 +15,52 @@ class FrechetReference:
     regularisation, and one eigvalsh per distance instead of a general matrix square root.
 
     Args:
-        stats: The reference's moments.
-
-    Raises:
-        ValueError: If it has fewer than 2 samples.
+        reference: Its moments.
 
     Source: Dowson & Landau 1982, eq. 4; Heusel et al. 2017 (FID).
     """
 
-    def __init__(self, stats: FeatureStats) -> None:
-        self.mu = stats.mu
-        sigma = stats.sigma
-        self.n = stats.n
-        self.trace = float(np.trace(sigma))
-        values, vectors = torch.linalg.eigh(torch.from_numpy(sigma))
-        keep = _significant(values, stats.n - 1)
+    def __init__(self, reference: Moments) -> None:
+        self.mu = reference.mu
+        self.n = reference.n
+        self.trace = float(np.trace(reference.sigma))
+        values, vectors = torch.linalg.eigh(torch.from_numpy(reference.sigma))
+        keep = _significant(values, reference.n)
         self._factor: Tensor = vectors[:, -keep:] * values[-keep:].sqrt() if keep else vectors[:, :0]
 
-    def distance(self, stats: FeatureStats) -> float:
+    def distance(self, other: Moments) -> float:
         """Compute the Frechet distance to other moments.
 
         Returns:
             The squared distance, as FID is defined; about -1e-11 for equal moments, never clamped here.
 
         Raises:
-            ValueError: If the widths differ or there are fewer than 2 samples.
+            ValueError: If the widths differ.
         """
-        if stats.dim != len(self.mu):
-            raise ValueError(f"features: width {stats.dim}, the reference has {len(self.mu)}")
-        sigma = torch.from_numpy(stats.sigma)
+        if len(other.mu) != len(self.mu):
+            raise ValueError(f"features: width {len(other.mu)}, the reference has {len(self.mu)}")
+        sigma = torch.from_numpy(other.sigma)
         product = self._factor.T @ sigma @ self._factor
         values = torch.linalg.eigvalsh((product + product.T) / 2)
-        keep = _significant(values, stats.n - 1)
+        keep = _significant(values, other.n)
         trace_sqrt = float(values[-keep:].sqrt().sum()) if keep else 0.0
-        difference = stats.mu - self.mu
+        difference = other.mu - self.mu
         return float(difference @ difference) + float(sigma.trace()) + self.trace - 2 * trace_sqrt
 
 
-def _significant(values: Tensor, max_rank: int) -> int:
+def _significant(values: Tensor, n: int | None) -> int:
     # Of ascending eigenvalues, count those above rounding. A covariance of n samples has rank n - 1 at most;
     # the rest is noise of 1e-16, whose square root of 1e-8, summed over a thousand of them, would be seen.
     if len(values) == 0:
         return 0
     floor = torch.finfo(values.dtype).eps * len(values) * max(float(values[-1]), 0.0)
-    return min(int((values > floor).sum()), max_rank)
+    return min(int((values > floor).sum()), len(values) if n is None else n - 1)
 
 
-def frechet_distance(a: FeatureStats | ArrayLike | Tensor, b: FeatureStats | ArrayLike | Tensor) -> float:
+Sample = FeatureStats | Moments | ArrayLike | Tensor
+
+
+def frechet_distance(a: Sample, b: Sample) -> float:
     """Compute the (squared) Frechet distance between two sets of features.
 
     With Inception's pool3 features this is FID; with any other extractor it is named after that one.
@@ -78,14 +77,18 @@ def frechet_distance(a: FeatureStats | ArrayLike | Tensor, b: FeatureStats | Arr
 
     Source: Heusel et al. 2017, eq. 6.
     """
-    if not isinstance(a, FeatureStats) and not isinstance(b, FeatureStats):
+    if not isinstance(a, FeatureStats | Moments) and not isinstance(b, FeatureStats | Moments):
         x, y = as_features(a), as_features(b)
         if max(len(x), len(y)) <= x.shape[1]:
             return frechet_distance_few(x, y)
-        return frechet_distance(FeatureStats.from_features(x), FeatureStats.from_features(y))
-    left = a if isinstance(a, FeatureStats) else FeatureStats.from_features(a)
-    right = b if isinstance(b, FeatureStats) else FeatureStats.from_features(b)
-    return FrechetReference(right).distance(left)
+    return FrechetReference(_moments(b)).distance(_moments(a))
+
+
+def _moments(sample: Sample) -> Moments:
+    if isinstance(sample, Moments):
+        return sample
+    stats = sample if isinstance(sample, FeatureStats) else FeatureStats.from_features(sample)
+    return stats.moments()
 
 
 def frechet_distance_few(a: ArrayLike | Tensor, b: ArrayLike | Tensor) -> float:

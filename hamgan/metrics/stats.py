@@ -1,6 +1,7 @@
 """Mean and covariance of features, gathered in one pass and constant memory."""
 
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -9,6 +10,32 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A Gaussian fitted to features.
+
+    Attributes:
+        mu: Mean, (d,).
+        sigma: Covariance with ddof 1, (d, d), symmetric.
+        n: Samples that it was fitted to; None if a file did not say.
+
+    Raises:
+        ValueError: If the shapes disagree, a value is not finite, or n < 2.
+    """
+
+    mu: FloatArray
+    sigma: FloatArray
+    n: int | None
+
+    def __post_init__(self) -> None:
+        if self.mu.ndim != 1 or self.sigma.shape != (len(self.mu), len(self.mu)):
+            raise ValueError(f"mu {self.mu.shape} and sigma {self.sigma.shape}: expected (d,) and (d, d)")
+        if not (np.isfinite(self.mu).all() and np.isfinite(self.sigma).all()):
+            raise ValueError("mu or sigma contain NaN or infinity")
+        if self.n is not None and self.n < 2:
+            raise ValueError(f"n = {self.n}: a covariance needs at least 2 samples")
 
 
 class FeatureStats:
@@ -41,24 +68,27 @@ class FeatureStats:
         return stats
 
     @classmethod
-    def from_moments(cls, mu: ArrayLike, sigma: ArrayLike, n: int) -> Self:
-        """Rebuild from a stored mean (d,), covariance (d, d) with ddof 1, and count.
+    def from_moments(cls, moments: Moments) -> Self:
+        """Rebuild the sums from stored moments, to merge or continue them.
 
         Raises:
-            ValueError: If the shapes disagree, a value is not finite, or n < 2.
+            ValueError: If their sample count is unknown.
         """
-        mean, cov = np.asarray(mu, np.float64), np.asarray(sigma, np.float64)
-        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-            raise ValueError(f"mu {mean.shape} and sigma {cov.shape}: expected (d,) and (d, d)")
-        if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
-            raise ValueError("mu or sigma contain NaN or infinity")
-        if n < 2:
-            raise ValueError(f"n = {n}: a covariance needs at least 2 samples")
-        stats = cls(len(mean))
-        stats.n = int(n)
-        stats._shift = mean.copy()
-        stats._outer = cov * (n - 1)
+        if moments.n is None:
+            raise ValueError("n is unknown: moments without their sample count cannot be merged or continued")
+        stats = cls(len(moments.mu))
+        stats.n = moments.n
+        stats._shift = moments.mu.copy()
+        stats._outer = moments.sigma * (moments.n - 1)
         return stats
+
+    def moments(self) -> Moments:
+        """Fit the Gaussian to what was seen so far.
+
+        Raises:
+            ValueError: With fewer than 2 samples.
+        """
+        return Moments(self.mu, self.sigma, self.n)
 
     def update(self, features: ArrayLike | Tensor) -> None:
         """Add features.
@@ -102,6 +132,19 @@ class FeatureStats:
         self._sum += total
         self._outer += outer
 
+    def remove(self, other: "FeatureStats") -> None:
+        """Take out the samples of another instance, all of which this one has seen.
+
+        Raises:
+            ValueError: If the widths differ or the other has more samples.
+        """
+        if other.dim != self.dim or other.n > self.n:
+            raise ValueError(f"cannot take {other.n} x {other.dim} features out of {self.n} x {self.dim}")
+        total, outer = other._moved_to(self._shift)
+        self.n -= other.n
+        self._sum -= total
+        self._outer -= outer
+
     def all_reduce(self) -> None:
         """Replace this process's moments by those over all processes; do nothing when run alone."""
         if not torch_dist.is_initialized():
@@ -119,6 +162,18 @@ class FeatureStats:
         self._shift = shift
         self._sum = sums[1 : 1 + self.dim].copy()
         self._outer = sums[1 + self.dim :].reshape(self.dim, self.dim).copy()
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the running sums as arrays, to be stored; `from_state` takes them back to the last bit."""
+        return {"n": np.array(self.n), "shift": self._shift, "sum": self._sum, "outer": self._outer}
+
+    @classmethod
+    def from_state(cls, state: dict[str, NDArray[Any]]) -> Self:
+        """Take up stored sums."""
+        stats = cls(len(state["shift"]))
+        stats.n = int(state["n"])
+        stats._shift, stats._sum, stats._outer = state["shift"], state["sum"], state["outer"]
+        return stats
 
     def _moved_to(self, shift: FloatArray) -> tuple[FloatArray, FloatArray]:
         move = self._shift - shift

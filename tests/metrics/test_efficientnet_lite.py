@@ -58,9 +58,7 @@ def test_equals_timm(extractor):
         pairs += zip([getattr(own, name) for name in names], layers, strict=True)
     for own, other in pairs:
         other.load_state_dict(own.state_dict())
-    images = torch.randint(
-        0, 256, (3, 3, 40, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(0, 256, (3, 3, 40, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     answer = extractor(images)
     with torch.no_grad():
         pool = theirs.forward_head(theirs.forward_features(extractor.preprocess(images)), pre_logits=True)
@@ -70,9 +68,7 @@ def test_equals_timm(extractor):
 
 
 def test_features_do_not_depend_on_the_callers_precision(extractor):
-    images = torch.randint(
-        0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     plain = extractor(images)
     before = torch.get_float32_matmul_precision()
     try:
@@ -89,9 +85,7 @@ def test_features_do_not_depend_on_the_callers_precision(extractor):
 
 def test_preprocessing_is_pillows_bicubic(extractor):
     image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
-    expected = np.asarray(
-        Image.fromarray(image.astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC)
-    )
+    expected = np.asarray(Image.fromarray(image.astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC))
     batch = torch.from_numpy(image).expand(1, 3, 32, 32)
     got = extractor.preprocess(batch)[0, 0].numpy()
     np.testing.assert_allclose(got, (expected.clip(0, 255) - 127) / 128, atol=1e-5)

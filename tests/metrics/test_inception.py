@@ -70,21 +70,15 @@ def test_equals_torch_fidelity_bitwise(weights, images):
 @pytest.mark.parametrize("shape", [(32, 32), (40, 48), (400, 350), (299, 299)])
 def test_legacy_resize_is_tensorflows(shape):
     theirs = pytest.importorskip("torch_fidelity.interpolate_compat_tensorflow")
-    batch = torch.randint(
-        0, 256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    expected = theirs.interpolate_bilinear_2d_like_tensorflow1x(
-        batch.float(), size=(299, 299), align_corners=False
-    )
+    batch = torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = theirs.interpolate_bilinear_2d_like_tensorflow1x(batch.float(), size=(299, 299), align_corners=False)
     assert torch.equal(inception.preprocess_tf1(batch), (expected - 128) / 128)
 
 
 def test_clean_resize_is_pillows_per_channel(images):
     got = inception.preprocess_clean(images)
     assert got.shape == (4, 3, 299, 299)
-    plane = Image.fromarray(images[1, 2].numpy().astype(np.float32)).resize(
-        (299, 299), Image.Resampling.BICUBIC
-    )
+    plane = Image.fromarray(images[1, 2].numpy().astype(np.float32)).resize((299, 299), Image.Resampling.BICUBIC)
     expected = (np.asarray(plane).clip(0, 255) - 128) / 128
     np.testing.assert_array_equal(got[1, 2].numpy(), expected)
 

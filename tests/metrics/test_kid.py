@@ -22,9 +22,7 @@ def test_subsets_equal_torch_fidelity(features):
     metric = pytest.importorskip("torch_fidelity.metric_kid")
     a = torch.from_numpy(features(700, 48, seed=1)).double()
     b = torch.from_numpy(features(500, 48, seed=2, shift=0.05)).double()
-    oracle = metric.kid_features_to_metric(
-        a, b, kid_subsets=20, kid_subset_size=200, rng_seed=2020, verbose=False
-    )
+    oracle = metric.kid_features_to_metric(a, b, kid_subsets=20, kid_subset_size=200, rng_seed=2020, verbose=False)
     score = kernel_distance_subsets(a, b, num_subsets=20, subset_size=200)
     assert score.mean == pytest.approx(oracle["kernel_inception_distance_mean"], rel=1e-9)
     assert score.std == pytest.approx(oracle["kernel_inception_distance_std"], rel=1e-9)

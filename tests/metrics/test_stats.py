@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hamgan.metrics import FeatureStats
+from hamgan.metrics.stats import Moments
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 1000])
@@ -43,7 +44,7 @@ def test_merging_shards_equals_one_pass(features, shards):
 def test_moments_return_and_can_be_continued(features):
     x = features(600, 12, seed=1)
     first = FeatureStats.from_features(x[:400])
-    again = FeatureStats.from_moments(first.mu, first.sigma, first.n)
+    again = FeatureStats.from_moments(first.moments())
     again.update(x[400:])
     np.testing.assert_allclose(again.sigma, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
 
@@ -59,7 +60,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match="width"):
         stats.merge(FeatureStats(5))
     with pytest.raises(ValueError, match="expected \\(d,\\) and \\(d, d\\)"):
-        FeatureStats.from_moments(np.zeros(4), np.zeros((4, 3)), 10)
+        Moments(np.zeros(4), np.zeros((4, 3)), 10)
+    with pytest.raises(ValueError, match="n is unknown"):
+        FeatureStats.from_moments(Moments(np.zeros(4), np.eye(4), None))
     with pytest.raises(ValueError, match="dim = 0"):
         FeatureStats(0)
     assert stats.n == 0  # nothing bad was added

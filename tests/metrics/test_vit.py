@@ -15,9 +15,7 @@ def randomise(network: torch.nn.Module, seed: int = 0) -> dict[str, torch.Tensor
 
 @pytest.fixture
 def images():
-    return torch.randint(
-        0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
-    )
+    return torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("registers", [0, 4])
@@ -64,9 +62,7 @@ def test_dinov2_giant_is_gated(tmp_path, images):
 
 def test_clip_equals_torch_fidelity(tmp_path, images):
     oracle = pytest.importorskip("torch_fidelity.feature_extractor_clip")
-    theirs = oracle.VisionTransformer(
-        input_resolution=64, patch_size=16, width=128, layers=3, heads=2, output_dim=32
-    )
+    theirs = oracle.VisionTransformer(input_resolution=64, patch_size=16, width=128, layers=3, heads=2, output_dim=32)
     state = randomise(theirs)
     theirs.load_state_dict(state)
     public = {f"visual.{n}": t.half() for n, t in state.items()} | {"text_projection": torch.zeros(4, 32)}

@@ -20,9 +20,7 @@ _BATCH_NORM_EPS = 1e-3
 class SamePadConv(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding, whose odd pixel goes to the bottom and the right."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,9 +80,7 @@ class EfficientNetLite0(nn.Module):
         blocks, channels = [], 32
         for repeats, kernel, stride, expansion, out_channels in _STAGES:
             for index in range(repeats):
-                blocks.append(
-                    InvertedResidual(channels, out_channels, kernel, stride if index == 0 else 1, expansion)
-                )
+                blocks.append(InvertedResidual(channels, out_channels, kernel, stride if index == 0 else 1, expansion))
                 channels = out_channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = SamePadConv(channels, self.dim, 1)

@@ -12,7 +12,9 @@ from torchvision.models import inception as tv
 
 from hamgan.metrics.extractors.weights import cache_folder, download
 
-WEIGHTS_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 WEIGHTS_VARIABLE = "HAMGAN_INCEPTION_WEIGHTS"
 _SIDE = 299  # pixels

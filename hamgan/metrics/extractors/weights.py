@@ -154,9 +154,7 @@ def download(url: str, destination: Path, expected_sha256: str) -> Path:
     try:
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=30) as response:
             total = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(
-                total=total, unit="B", unit_scale=True, desc=destination.name, disable=not dist.is_main()
-            ) as bar:
+            with tqdm(total=total, unit="B", unit_scale=True, desc=destination.name, disable=not dist.is_main()) as bar:
                 while block := response.read(_BLOCK):
                     file.write(block)
                     bar.update(len(block))
