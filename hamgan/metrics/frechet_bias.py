@@ -84,7 +84,8 @@ def frechet_jackknife(
     """Estimate standard error and bias of a Frechet distance by leaving out groups of the generated sample.
 
     A bootstrap would draw duplicates, and a covariance with duplicates has a bias of its own that is as large as what
-    is to be measured; leaving out has none, and costs one eigenproblem a group.
+    is to be measured; leaving out has none, and costs one eigenproblem a group. The error is conservative: right where
+    N is many times d, up to a third too large at N = 25 d.
 
     Args:
         features: Of the generated images, (N, d).

@@ -121,10 +121,11 @@ class Measurement:
         )
 
     def _kernel(self) -> None:
-        count = self._shared_count(self.settings.kernel_images)
-        if self.real is None or count < 2:
+        count = min(self.settings.kernel_images, len(self.collected.pool))
+        if self.real is None or count < 2 or len(self.real.pool) < 2:
             return
-        fake, real = self._pick(self.collected.pool, count), self._pick(self.real.pool, count)
+        fake = self._pick(self.collected.pool, count)
+        real = self._pick(self.real.pool, min(self.settings.kernel_images, len(self.real.pool)))
         groups = self.settings.frechet_groups or 10
         error = None
         if count >= 2 * groups:

@@ -163,9 +163,9 @@ def load_statistics(path: str | Path) -> Reference:
     path = Path(path)
     arrays, raw = read_npz(path, ("mu", "sigma"))
     meta = None if raw is None else StatsMeta.from_json(raw, path)
-    mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
     try:
-        symmetric = (sigma + sigma.T) / 2 if sigma.ndim == 2 else sigma
+        mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
+        symmetric = (sigma + sigma.T) / 2 if sigma.shape == (len(mu), len(mu)) else sigma
         moments = Moments(mu, symmetric, None if meta is None else meta.n)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

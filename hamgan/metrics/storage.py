@@ -50,9 +50,10 @@ def read_npz(path: Path, keys: Iterable[str]) -> tuple[dict[str, NDArray[Any]], 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError(f"{path}: a single array; expected an .npz archive")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path}: a single array; expected an .npz archive")
+        with archive:
             missing = [key for key in keys if key not in archive.files]
             if missing:
                 raise ValueError(f"{path}: no array {missing[0]!r}; it holds {', '.join(archive.files) or 'nothing'}")

@@ -4,7 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from metric_samples import make_tiny_extractor
 from numpy.typing import NDArray
+
+from hamgan.metrics.extractors import Extractor
 
 
 def correlated_features(n: int, d: int, *, seed: int, shift: float = 0.0) -> NDArray[np.float32]:
@@ -33,3 +36,8 @@ def pytorch_fid_distance(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float
         return float(fid_score.calculate_frechet_distance(*moments))
 
     return distance
+
+
+@pytest.fixture
+def tiny() -> Extractor:
+    return make_tiny_extractor()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hamgan.metrics import kernel_distance, kernel_distance_subsets
+from hamgan.metrics import kernel_distance, kernel_distance_jackknife, kernel_distance_subsets
 from hamgan.metrics import kid as kid_module
 
 
@@ -55,3 +55,13 @@ def test_bad_input():
         kernel_distance(np.full((4, 3), np.nan), np.ones((5, 3)))
     with pytest.raises(ValueError, match=r"subset_size = 1000: expected 2\.\.5"):
         kernel_distance_subsets(np.ones((5, 3)), np.ones((9, 3)))
+
+
+def test_jackknife_keeps_the_value_and_knows_its_error():
+    rng = np.random.default_rng(1)
+    real = rng.normal(size=(400, 8))
+    results = [kernel_distance_jackknife(rng.normal(size=(150, 8)) * 1.2, real) for _ in range(60)]
+    values = np.array([value for value, _ in results])
+    fake = rng.normal(size=(150, 8)) * 1.2
+    assert kernel_distance_jackknife(fake, real)[0] == pytest.approx(kernel_distance(fake, real), rel=1e-10)
+    assert np.mean([error for _, error in results]) == pytest.approx(values.std(), rel=0.35)
