@@ -61,7 +61,9 @@ class GeneratorConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"generator.{name} is {getattr(self, name)}; it must be at least 1")
         if self.hierarchical and self.conditioning == "per_class":
-            raise ValueError("generator.hierarchical is true; per_class tables cannot hold chunks of z: set it to false")
+            raise ValueError(
+                "generator.hierarchical is true; per_class tables cannot hold chunks of z: set it to false"
+            )
         if self.hierarchical and self.z_dim % (len(plan) + 1):
             raise ValueError(
                 f"generator.z_dim is {self.z_dim}; a hierarchical z at {self.resolution} is split into {len(plan) + 1} "
@@ -80,7 +82,9 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        plan = generator_plan(config.resolution, config.channels, config.channel_multipliers, config.context_resolutions)
+        plan = generator_plan(
+            config.resolution, config.channels, config.channel_multipliers, config.context_resolutions
+        )
         self.num_chunks = len(plan) + 1 if config.hierarchical else 1
         chunk = config.z_dim // self.num_chunks
         shared = config.conditioning == "shared"
@@ -95,11 +99,10 @@ class Generator(nn.Module):
             momentum=config.batch_norm_momentum,
             cross_replica=config.cross_replica,
         )
-        self.linear = SNLinear(
-            chunk, plan[0].in_channels * INITIAL_RESOLUTION**2, spectral_norm=config.spectral_norm
-        )
+        self.linear = SNLinear(chunk, plan[0].in_channels * INITIAL_RESOLUTION**2, spectral_norm=config.spectral_norm)
         self.blocks = nn.ModuleList(
-            GBlock(block.in_channels, block.out_channels, spectral_norm=config.spectral_norm, norm=norm) for block in plan
+            GBlock(block.in_channels, block.out_channels, spectral_norm=config.spectral_norm, norm=norm)
+            for block in plan
         )
         self.contexts = nn.ModuleList(
             build_context(

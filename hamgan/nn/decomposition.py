@@ -17,6 +17,8 @@ import torch.distributed as torch_dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamgan.nn.precision import float32_island
+
 EPS = 1e-6
 
 Gradient = Literal["one_step", "unrolled"]
@@ -111,7 +113,7 @@ class MatrixDecomposition(nn.Module, ABC):
             ValueError: If shapes disagree.
         """
         dtype = x.dtype
-        with torch.autocast(x.device.type, enabled=False):
+        with float32_island(x.device):
             x = x.float()
             bases, coef = self.decompose(x, bases)
             return torch.bmm(bases, coef.transpose(1, 2)).to(dtype)
@@ -156,7 +158,9 @@ class MatrixDecomposition(nn.Module, ABC):
     def _checked_bases(x: Tensor, bases: Tensor) -> Tensor:
         batch, dim = x.shape[:2]
         if bases.dim() != 3 or bases.shape[0] not in (1, batch) or bases.shape[1] != dim:
-            raise ValueError(f"bases have shape {tuple(bases.shape)}; x {tuple(x.shape)} needs ({batch} or 1, {dim}, R)")
+            raise ValueError(
+                f"bases have shape {tuple(bases.shape)}; x {tuple(x.shape)} needs ({batch} or 1, {dim}, R)"
+            )
         return bases.float().expand(batch, -1, -1)
 
     @torch.no_grad()
@@ -222,46 +226,13 @@ class VQ(MatrixDecomposition):
 class CD(MatrixDecomposition):
     """Concept decomposition: soft k-means whose final codes solve a ridge regression; bases start from N(0, 1).
 
-    Args:
-        beta: Ridge weight of the last regression (0.1 in the paper's PyTorch code, 0.01 in the official HamGAN).
-
     Source: Geng et al. 2021, section 2.2 and appendix; Dhillon & Modha 2001.
     """
 
     published_inv_t = 100.0
-
-    def __init__(
-        self,
-        dim: int | None = None,
-        rank: int = 64,
-        *,
-        beta: float = 0.1,
-        train_steps: int = 6,
-        eval_steps: int = 7,
-        inv_t: float | None = None,
-        gradient: Gradient = "one_step",
-        bases_mode: BasesMode = "random",
-        normalize_bases: bool = True,
-        eta: float = 0.9,
-        seed: int = 0,
-        num_sections: int = 1,
-    ) -> None:
-        super().__init__(
-            dim,
-            rank,
-            train_steps=train_steps,
-            eval_steps=eval_steps,
-            inv_t=inv_t,
-            gradient=gradient,
-            bases_mode=bases_mode,
-            normalize_bases=normalize_bases,
-            eta=eta,
-            seed=seed,
-            num_sections=num_sections,
-        )
-        if not beta > 0:
-            raise ValueError(f"beta is {beta}; it must be > 0")
-        self.beta = beta
+    beta = 0.1
+    """Ridge weight of the last regression: 0.1 in the paper's PyTorch code, 0.01 in the official HamGAN; set it after
+    building."""
 
     def draw_bases(self, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
         """Draw from N(0, 1)."""

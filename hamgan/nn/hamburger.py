@@ -1,7 +1,7 @@
 """The Hamburger: lower bread -> ham (a matrix decomposition) -> (cheese) -> upper bread, as a gated residual context block."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hamgan.nn.decomposition import CD, NMF, VQ, BasesMode, Gradient, MatrixDecomposition
 from hamgan.nn.norm import ConditionalNormFactory
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
+
+H = TypeVar("H", bound=MatrixDecomposition)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +67,27 @@ class HamburgerConfig:
 
 def build_decomposition(config: HamburgerConfig, dim: int) -> MatrixDecomposition:
     """Build the ham of a block whose columns have length `dim`."""
-    common = {
-        "train_steps": config.train_steps,
-        "eval_steps": config.eval_steps,
-        "inv_t": config.inv_t or None,
-        "gradient": config.gradient,
-        "bases_mode": config.bases,
-        "normalize_bases": config.normalize_bases,
-        "eta": config.eta,
-        "seed": config.seed,
-        "num_sections": config.num_sections,
-    }
+
+    def built(kind: type[H]) -> H:
+        return kind(
+            dim,
+            config.rank,
+            train_steps=config.train_steps,
+            eval_steps=config.eval_steps,
+            inv_t=config.inv_t or None,
+            gradient=config.gradient,
+            bases_mode=config.bases,
+            normalize_bases=config.normalize_bases,
+            eta=config.eta,
+            seed=config.seed,
+            num_sections=config.num_sections,
+        )
+
     if config.kind == "CD":
-        return CD(dim, config.rank, beta=config.beta, **common)
-    kinds: dict[str, type[MatrixDecomposition]] = {"NMF": NMF, "VQ": VQ}
-    return kinds[config.kind](dim, config.rank, **common)
+        ham = built(CD)
+        ham.beta = config.beta
+        return ham
+    return built(NMF) if config.kind == "NMF" else built(VQ)
 
 
 class Hamburger(nn.Module):
@@ -169,7 +177,9 @@ class Hamburger(nn.Module):
         if bases is not None:
             raise ValueError("bases were given to a dual layout, whose two hams have columns of different length")
         first, second = h.chunk(2, dim=1)
-        return torch.cat([self._spatial(self.spatial_ham, first, None), self._channel(self.channel_ham, second, None)], 1)
+        return torch.cat(
+            [self._spatial(self.spatial_ham, first, None), self._channel(self.channel_ham, second, None)], 1
+        )
 
     def _spatial(self, ham: MatrixDecomposition, h: Tensor, bases: Tensor | None) -> Tensor:
         """(B, S*D, H, W) -> (B*S, D, N) -> ham -> back."""

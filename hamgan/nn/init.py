@@ -7,7 +7,7 @@ from torch import nn
 
 from hamgan.nn.norm import ConditionalBatchNorm
 
-WeightInit = Literal["orthogonal", "xavier_uniform"]
+WeightInit = Literal["orthogonal", "xavier_uniform", "normal"]
 
 
 @torch.no_grad()
@@ -16,14 +16,17 @@ def initialize(network: nn.Module, weights: WeightInit) -> None:
 
     Args:
         network: The network.
-        weights: orthogonal (BigGAN; Saxe et al. 2014) or xavier_uniform (SAGAN and HamGAN; Glorot & Bengio 2010).
+        weights: orthogonal (BigGAN; Saxe et al. 2014), xavier_uniform (SAGAN and HamGAN; Glorot & Bengio 2010) or normal
+            with deviation 0.02 (Radford et al. 2016; BigGAN-PyTorch on CIFAR-10).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             if weights == "orthogonal":
                 nn.init.orthogonal_(module.weight)
-            else:
+            elif weights == "xavier_uniform":
                 nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=0.02)
             bias = getattr(module, "bias", None)
             if bias is not None:
                 nn.init.zeros_(bias)

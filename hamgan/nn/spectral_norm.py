@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamgan.nn.precision import float32_island
 from hamgan.nn.resample import conv2d_downsample, upsample_conv2d
 
 
@@ -56,7 +57,7 @@ class SpectralNorm(nn.Module):
         """
         if self.config.mode == "none":
             return weight
-        with torch.autocast(weight.device.type, enabled=False):
+        with float32_island(weight.device):
             sigma = self._sigma(weight)
             if self.config.mode == "inequality":
                 sigma = sigma.clamp_min(1.0)
