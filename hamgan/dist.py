@@ -5,11 +5,13 @@ Every call is safe without an initialised process group: a lone process is rank 
 
 import os
 import sys
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def init(device: torch.device) -> None:
@@ -61,9 +63,39 @@ def barrier() -> None:
         torch_dist.barrier()
 
 
-def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """Average a tensor over the processes, in place; return it."""
-    if torch_dist.is_initialized():
-        torch_dist.all_reduce(tensor)
-        tensor /= world_size()
-    return tensor
+def all_reduce_mean_coalesced(tensors: list[Tensor]) -> None:
+    """Average tensors over the processes, in place, in one message for each dtype."""
+    if world_size() == 1:
+        return
+    for dtype in {tensor.dtype for tensor in tensors}:
+        group = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.flatten() for tensor in group])
+        torch_dist.all_reduce(flat)
+        flat /= world_size()
+        for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def broadcast_module(module: torch.nn.Module) -> None:
+    """Give every process rank 0's weights and buffers."""
+    if world_size() > 1:
+        for tensor in module.state_dict().values():
+            torch_dist.broadcast(tensor, 0)
+
+
+def from_rank0(value: T) -> T:
+    """Return rank 0's value (anything picklable, exchanged among our own processes only) on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    torch_dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Say whether the flag is set on any process."""
+    if world_size() == 1:
+        return flag
+    number = torch.tensor(float(flag), device=device)
+    torch_dist.all_reduce(number, torch_dist.ReduceOp.MAX)
+    return bool(number.item())

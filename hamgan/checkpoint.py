@@ -1,0 +1,135 @@
+"""Atomic, checksummed saves and safe loads of anything made of tensors and plain values; knows no network.
+
+A file is what `torch.save` writes, followed by a footer with the SHA-256 of all before it (torch itself does not notice a
+flipped byte). `torch.load` still reads it. Writing goes to a temporary file in the same folder, which is flushed to the disk
+and then renamed: a kill at any moment leaves the old file or the new one, never a torn one.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+FOOTER = b"\nhamgan-sha256:"
+FOOTER_LENGTH = len(FOOTER) + 64
+CHUNK = 1 << 20
+
+
+class DamagedFileError(ValueError):
+    """A file whose bytes are not those that were written."""
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place of `path` in one step.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full; `path` is then what it was.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a rename to the disk; some file systems cannot, and then the rename is as durable as they make it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Save a nested dict of tensors and plain values, atomically, with its checksum.
+
+    Args:
+        path: Where to; replaced in one step.
+        state: What `torch.load(weights_only=True)` can read back.
+
+    Raises:
+        OSError: If it cannot be written; `path` is then what it was.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(state, file)
+        file.flush()
+        file.seek(0)
+        digest = _sha256(file, os.fstat(file.fileno()).st_size)
+        file.seek(0, os.SEEK_END)
+        file.write(FOOTER + digest)
+
+    write_atomically(path, write)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Load what `save` wrote, onto the CPU, after checking the checksum; runs no code that the file may hold.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFileError: If the file is truncated, altered or not one of ours.
+    """
+    verify(path)
+    return load_tensors(path)
+
+
+def verify(path: Path) -> None:
+    """Check a file's checksum; errors as in `load`."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - FOOTER_LENGTH, 0))
+        footer = file.read()
+        if not footer.startswith(FOOTER):
+            raise DamagedFileError(f"{path}: truncated or not a hamgan checkpoint (its checksum is missing)")
+        file.seek(0)
+        digest = _sha256(file, size - FOOTER_LENGTH)
+    if digest != footer[len(FOOTER) :]:
+        raise DamagedFileError(f"{path}: damaged: its bytes do not match its checksum")
+
+
+def _sha256(file: IO[bytes], length: int) -> bytes:
+    """Return the hexadecimal SHA-256 of the next `length` bytes."""
+    digest = hashlib.sha256()
+    while length > 0 and (chunk := file.read(min(CHUNK, length))):
+        digest.update(chunk)
+        length -= len(chunk)
+    return digest.hexdigest().encode()
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Load any torch file of tensors and plain values, onto the CPU, without running code from it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFileError: If it is not a torch file, is damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = re.sub(r"\s+", " ", str(error)).split(". ")[0][:200]
+        raise DamagedFileError(f"{path}: refused: not a file of plain tensors ({reason})") from None
+    except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile, AttributeError, TypeError, IndexError):
+        raise DamagedFileError(f"{path}: damaged or not a torch file") from None
+    if not isinstance(loaded, dict):
+        raise DamagedFileError(f"{path}: holds a {type(loaded).__name__}; a dict of tensors is expected")
+    return loaded
