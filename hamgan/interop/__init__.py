@@ -1,0 +1,1 @@
+"""Read other frameworks' weights into our models."""
