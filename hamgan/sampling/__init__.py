@@ -1,0 +1,1 @@
+"""Drawing from a generator that is handed in: latents by seed, images, grids."""

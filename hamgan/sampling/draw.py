@@ -1,0 +1,69 @@
+"""Images from a generator, each depending on its own latent and class alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hamgan.sampling.latents import seeded_latents
+
+CHUNK = 16
+"""Images a forward pass. Always this many, the last chunk padded: kernels may sum in another order for another batch size,
+so a fixed size makes image number s the same to the last bit whatever is drawn beside it."""
+
+
+class DrawsImages(Protocol):
+    """What a generator must be here: G(z, y) gives images in [-1, 1]; its config has z_dim and resolution."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def parameters(self) -> Callable[[], Iterator[Tensor]]: ...
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor: ...
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map [-1, 1] to 0..255, rounding to nearest: floor(127.5 x + 128), clamped."""
+    return (images.float() * 127.5 + 128).floor().clamp(0, 255).to(torch.uint8)
+
+
+@torch.inference_mode()
+def draw_chunks(
+    G: DrawsImages, seeds: Sequence[int], classes: Sequence[int], truncation: float | None = None
+) -> Iterator[Tensor]:
+    """Draw image i from seed i and class i.
+
+    Args:
+        G: In evaluation mode.
+        seeds: One an image.
+        classes: One an image, in [0, num_classes).
+        truncation: As in `seeded_latents`.
+
+    Yields:
+        uint8 (n, 3, resolution, resolution), on the CPU, n at most CHUNK.
+
+    Raises:
+        ValueError: If there are not as many classes as seeds.
+    """
+    if len(seeds) != len(classes):
+        raise ValueError(f"{len(seeds)} seeds and {len(classes)} classes; one of each an image is needed")
+    device = next(G.parameters()).device
+    for start in range(0, len(seeds), CHUNK):
+        z = seeded_latents(seeds[start : start + CHUNK], G.config.z_dim, truncation)
+        y = torch.tensor(classes[start : start + CHUNK])
+        count = len(y)
+        index = torch.arange(CHUNK).clamp_max(count - 1)
+        yield to_uint8(G(z[index].to(device), y[index].to(device))[:count]).cpu()
+
+
+def draw_images(
+    G: DrawsImages, seeds: Sequence[int], classes: Sequence[int], truncation: float | None = None
+) -> Tensor:
+    """Draw all images at once, uint8 (N, 3, resolution, resolution); arguments as in `draw_chunks`."""
+    chunks = list(draw_chunks(G, seeds, classes, truncation))
+    return (
+        torch.cat(chunks) if chunks else torch.empty(0, 3, G.config.resolution, G.config.resolution, dtype=torch.uint8)
+    )
