@@ -1,0 +1,198 @@
+"""The configuration of a training run: one section a component, read from a preset and the command line."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hamgan import config as configuration
+from hamgan.models.discriminator import DiscriminatorConfig
+from hamgan.models.generator import GeneratorConfig
+from hamgan.training.augment import AugmentConfig
+from hamgan.training.ema import EmaConfig
+from hamgan.training.step import StepConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The training file and what is done to its images."""
+
+    path: str = ""
+    """The HDF5 training file, as `hamgan data build` writes it."""
+    source: str = ""
+    """What to build the file from where it does not exist yet: `emoji` (embedded), a folder or an archive; empty: it must
+    exist."""
+    resize: str = "lanczos"
+    """Filter of that build."""
+    flip: bool = True
+    """Whether real images are mirrored with probability one half."""
+    class_balanced: bool = False
+    """Whether every class is shown equally often, whatever its number of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam of one network."""
+
+    lr: float
+    """Learning rate."""
+    beta1: float = 0.0
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be > 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+DURATION_UNITS = {"step": "steps", "image": "images", "kimg": "kimg", "epoch": "epochs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """A length of training."""
+
+    amount: float
+    unit: str
+
+    def steps(self, images_per_step: int, num_images: int) -> int:
+        """Return the number of G steps, at least 1, rounded up.
+
+        Args:
+            images_per_step: Real images shown to D in a G step.
+            num_images: In the data set.
+        """
+        images = {"steps": images_per_step, "images": 1, "kimg": 1000, "epochs": num_images}[self.unit] * self.amount
+        return max(-int(-images // images_per_step), 1)
+
+
+def parse_duration(key: str, text: str) -> Duration:
+    """Read `2000 steps`, `500000 images`, `500 kimg` or `40 epochs`.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(step|image|kimg|epoch)s?\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"{key} is '{text}'; it must be a length such as '2000 steps', '500 kimg' or '40 epochs'")
+    return Duration(amount=float(match[1]), unit=DURATION_UNITS[match[2]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes, and how often."""
+
+    stats_every: str = "50 steps"
+    """How often a row of statistics is written."""
+    grid_every: str = "1000 steps"
+    """How often a grid of fixed latents is drawn."""
+    health_every: str = "1000 steps"
+    """How often diversity, spectral norms and the ham's fit are measured."""
+    checkpoint_every: str = "1000 steps"
+    """How often a checkpoint and a snapshot are saved."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    keep_snapshots: int = 5
+    """How many of the newest snapshots are kept."""
+    grid_columns: int = 12
+    """Images a class in the grid."""
+    grid_classes: int = 16
+    """Largest number of classes, one a row, in the grid."""
+
+    def __post_init__(self) -> None:
+        for name in ("stats_every", "grid_every", "health_every", "checkpoint_every"):
+            parse_duration(f"log.{name}", getattr(self, name))
+        for name in ("keep_checkpoints", "keep_snapshots", "grid_columns", "grid_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"log.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that a run depends on."""
+
+    duration: str = "100000 steps"
+    """Length of the run: steps (of G), images, kimg (of real images shown to D) or epochs."""
+    batch_size: int = 256
+    """Global batch of a D step: real images over all processes and accumulated micro-batches."""
+    micro_batch: int = 0
+    """Images a forward pass on one process; 0: the whole share of the process. Smaller ones accumulate gradients, and batch
+    norm then sees the micro-batch only."""
+    d_steps: int = 1
+    """D steps a G step."""
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    """Of the networks' convolutions; auto: bf16 where the device computes in it, else fp32."""
+    compile: bool = False
+    """Whether the networks go through torch.compile."""
+    device: str = "auto"
+    """auto: a GPU if there is one; or a torch device such as cpu."""
+    seed: int = 0
+    """Of weights, data order and noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The generator."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The discriminator."""
+    g_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4))
+    """Adam of G."""
+    d_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=4e-4))
+    """Adam of D."""
+    objective: StepConfig = field(default_factory=StepConfig)
+    """The losses."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Differentiable augmentation."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """The average that is sampled."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """What is written."""
+
+    def __post_init__(self) -> None:
+        parse_duration("duration", self.duration)
+        for name in ("batch_size", "d_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.micro_batch < 0:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 0")
+        for name in ("resolution", "num_classes"):
+            g, d = getattr(self.generator, name), getattr(self.discriminator, name)
+            if g != d:
+                raise ValueError(f"generator.{name} is {g} and discriminator.{name} is {d}; they must be equal")
+
+    def micro_batches(self, world_size: int) -> tuple[int, int]:
+        """Return (images a micro-batch, micro-batches a process) of a D step.
+
+        Raises:
+            ValueError: If processes or micro-batches do not divide the batch.
+        """
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size is {self.batch_size}; {world_size} processes do not divide it")
+        share = self.batch_size // world_size
+        micro = self.micro_batch or share
+        if share % micro:
+            raise ValueError(f"micro_batch is {micro}; it must divide the {share} images of a process")
+        return micro, share // micro
+
+
+FREE_KEYS = ("duration", "device", "compile", "log.", "data.path", "data.source", "data.resize")
+"""Keys that may change when a run is taken up again: they do not change what a step computes (but for
+compilation's rounding)."""
+
+
+def load_config(preset: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a preset with command-line overrides (`--section.key value`) laid over it.
+
+    Raises:
+        FileNotFoundError: If there is no such preset.
+        ValueError: For an unknown key or a value that is not allowed; names where it stands.
+    """
+    values, sources = configuration.parse_overrides(overrides)
+    mapping = configuration.merge(configuration.read_preset(preset), values)
+    return configuration.from_mapping(TrainConfig, mapping, str(preset), sources)

@@ -1,0 +1,49 @@
+"""Which device a run computes on, and in which precision."""
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from hamgan import dist
+from hamgan.training.step import Autocast
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that a configuration names; `auto` is this process's GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: If torch knows no such device or this machine has none.
+    """
+    if name == "auto":
+        return torch.device("cuda", dist.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is '{name}'; this machine cannot use it ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Say whether the device has bfloat16 arithmetic, not only its emulation."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def resolve_autocast(precision: Literal["fp32", "bf16", "auto"], device: torch.device) -> tuple[str, Autocast]:
+    """Return the precision that a configuration comes to on a device, and the context that networks run in."""
+    if precision == "auto":
+        precision = "bf16" if computes_bf16(device) else "fp32"
+
+    def autocast() -> AbstractContextManager[object]:
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    return precision, autocast

@@ -1,0 +1,185 @@
+"""One optimiser step of each network: the D phase and the G phase, as plain functions.
+
+A phase takes a list of micro-batches, adds up their gradients, averages them over the processes once, and lets the
+optimiser step. It returns its statistics as tensors on the device: nothing here waits for the device.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hamgan import dist
+from hamgan.training.augment import AugmentConfig, augment
+from hamgan.training.losses import LossName, add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
+from hamgan.training.noise import Noise
+
+Network = Callable[[Tensor, Tensor], Tensor]
+Statistics = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """The objective of both networks."""
+
+    loss: LossName = "hinge"
+    """hinge, non_saturating, or relativistic (R3GAN's, meant with r1_gamma and r2_gamma)."""
+    r1_gamma: float = 0.0
+    """Weight of the gradient penalty on real images, as gamma / 2; 0: none."""
+    r2_gamma: float = 0.0
+    """Weight of the gradient penalty on generated images, as gamma / 2; 0: none."""
+    penalty_every: int = 16
+    """Penalties are taken in every so many-th D step, multiplied by as many (lazy regularisation)."""
+    d_orthogonal: float = 0.0
+    """Strength of BigGAN's orthogonal regularisation of D; 0: none."""
+    g_orthogonal: float = 0.0
+    """Strength of BigGAN's orthogonal regularisation of G; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("r1_gamma", "r2_gamma", "d_orthogonal", "g_orthogonal"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.penalty_every < 1:
+            raise ValueError(f"objective.penalty_every is {self.penalty_every}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One micro-batch of real images with the noise of the generated ones beside it."""
+
+    real: Tensor
+    """(B, 3, H, W) in [-1, 1]."""
+    y: Tensor
+    """Classes of the real images, (B,)."""
+    noise: Noise
+    """Of as many generated images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Player:
+    """A network, the way to call it, and its optimiser."""
+
+    network: nn.Module
+    call: Network
+    """The network itself or its compiled form."""
+    optimizer: torch.optim.Optimizer
+
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+def d_phase(
+    G: Player,
+    D: Player,
+    batches: Sequence[MicroBatch],
+    *,
+    objective: StepConfig,
+    augmentation: AugmentConfig,
+    autocast: Autocast,
+    penalize: bool,
+) -> Statistics:
+    """Take one optimiser step of D.
+
+    Args:
+        G: Its weights get no gradient; its batch norm and spectral norm advance, as published.
+        D: Updated in place.
+        batches: The micro-batches of this process.
+        objective: The loss.
+        augmentation: Of real and generated images alike.
+        autocast: Opens the precision context of the networks.
+        penalize: Whether this step takes the gradient penalties.
+
+    Returns:
+        Means over the micro-batches: d_loss, real_logits, fake_logits, d_accuracy_real, d_accuracy_fake, d_penalty, and
+        the gradient's norm d_grad_norm.
+    """
+    G.network.requires_grad_(False)
+    D.network.requires_grad_(True)
+    D.optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for batch in batches:
+        noise = batch.noise
+        with torch.no_grad(), autocast():
+            fake = G.call(noise.z, noise.y)
+        images = torch.cat([fake.float(), batch.real])
+        images = augment(images, torch.cat([noise.augment_fake, noise.augment_real]), augmentation)
+        images = images.requires_grad_(penalize)
+        with autocast():
+            logits = D.call(images, torch.cat([noise.y, batch.y]))
+        fake_logits, real_logits = logits.float().chunk(2)
+        loss = d_loss(objective.loss, real_logits, fake_logits)
+        penalty = torch.zeros((), device=loss.device)
+        if penalize:
+            penalty = _penalty(logits, images, objective)
+        ((loss + penalty * objective.penalty_every) / len(batches)).backward()
+        parts.append(
+            {
+                "d_loss": loss.detach(),
+                "d_penalty": penalty.detach(),
+                "real_logits": real_logits.detach().mean(),
+                "fake_logits": fake_logits.detach().mean(),
+                "d_accuracy_real": (real_logits.detach() > 0).float().mean(),
+                "d_accuracy_fake": (fake_logits.detach() < 0).float().mean(),
+            }
+        )
+    norm = _finish(D, objective.d_orthogonal)
+    return _mean(parts) | {"d_grad_norm": norm}
+
+
+def g_phase(
+    G: Player,
+    D: Player,
+    batches: Sequence[MicroBatch],
+    *,
+    objective: StepConfig,
+    augmentation: AugmentConfig,
+    autocast: Autocast,
+) -> Statistics:
+    """Take one optimiser step of G; arguments as in `d_phase`.
+
+    Returns:
+        Means over the micro-batches: g_loss, and the gradient's norm g_grad_norm.
+    """
+    G.network.requires_grad_(True)
+    D.network.requires_grad_(False)
+    G.optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for batch in batches:
+        noise = batch.noise
+        with autocast():
+            fake = G.call(noise.z, noise.y)
+        images, y = augment(fake.float(), noise.augment_fake, augmentation), noise.y
+        if objective.loss == "relativistic":
+            real = augment(batch.real, noise.augment_real, augmentation)
+            images, y = torch.cat([images, real]), torch.cat([y, batch.y])
+        with autocast():
+            logits = D.call(images, y)
+        fake_logits, *rest = logits.float().split(len(noise.y))
+        loss = g_loss(objective.loss, fake_logits, rest[0] if rest else None)
+        (loss / len(batches)).backward()
+        parts.append({"g_loss": loss.detach()})
+    norm = _finish(G, objective.g_orthogonal)
+    return _mean(parts) | {"g_grad_norm": norm}
+
+
+def _penalty(logits: Tensor, images: Tensor, objective: StepConfig) -> Tensor:
+    """Return gamma / 2 times the gradient penalties; the first half of the batch is generated, the second real."""
+    fake, real = gradient_penalty(logits, images).chunk(2)
+    return objective.r1_gamma / 2 * real.mean() + objective.r2_gamma / 2 * fake.mean()
+
+
+def _finish(player: Player, orthogonal: float) -> Tensor:
+    """Average the gradients over the processes, regularise, step; return the gradient's norm before the step."""
+    if orthogonal:
+        add_orthogonal_gradient(player.network, orthogonal)
+    gradients = [p.grad for p in player.network.parameters() if p.grad is not None]
+    dist.all_reduce_mean_coalesced(gradients)
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    player.optimizer.step()
+    return norm
+
+
+def _mean(parts: Sequence[Statistics]) -> Statistics:
+    return {key: torch.stack([part[key] for part in parts]).mean() for key in parts[0]}
