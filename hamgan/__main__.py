@@ -1,0 +1,7 @@
+"""`python -m hamgan`."""
+
+import sys
+
+from hamgan.cli import main
+
+sys.exit(main())
