@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hamgan.data import format as file_format
 from hamgan.data import worker
 from hamgan.data.decode import Color
+from hamgan.data.fileio import naming
 from hamgan.data.format import BLOCK_IMAGES, VERSION, Header
 from hamgan.data.open_source import open_source
 from hamgan.data.pool import Task, build_blocks
@@ -23,8 +24,8 @@ from hamgan.data.source import Source
 from hamgan.data.staging import Block, Staging
 from hamgan.data.unpack import remove_copies
 
-# Room for the header beyond the pixels, asked for when free disk is checked.
-_HEADER_BYTES_PER_IMAGE = 16
+# Room for the header, asked for when free disk is checked.
+_HEADER_BYTES, _HEADER_BYTES_PER_IMAGE = 2**18, 16
 _BAD_SHOWN = 10
 
 
@@ -106,11 +107,12 @@ def build(
     first, last = len(images) * (part[0] - 1) // part[1], len(images) * part[0] // part[1]
     if first == last:
         raise ValueError(f"shard {part[0]}/{part[1]}: there are only {len(images)} images to share")
-    staging = Staging(out, plan, last - first, resolution)
-    try:
-        header = _build(images, first, last, staging, plan, workers or num_cores(), skip_bad)
-    finally:
-        staging.close()
+    with naming(out, "; what is done is kept for the next try"):
+        staging = Staging(out, plan, last - first, resolution)
+        try:
+            header = _build(images, first, last, staging, plan, workers or num_cores(), skip_bad)
+        finally:
+            staging.close()
     remove_copies(out)
     summary = _summary(out, header, started, found=False)
     missing = f", {summary.num_missing} left out" if summary.num_missing else ""
@@ -175,8 +177,9 @@ def _decode(images: Source, first: int, staging: Staging, job: worker.Job, worke
         return start, [images.locator(first + start + i) for i in range(staging.images_in(number))]
 
     with tqdm(total=total, initial=total - count, desc=staging.out.name, unit=" images", smoothing=0.1) as bar:
-        # One block is decoded here: starting a process would take longer.
-        run = _in_process(job, todo, task) if len(todo) == 1 else build_blocks(job, todo, task, min(workers, len(todo)))
+        # One process decodes here: starting another would take longer.
+        workers = min(workers, len(todo))
+        run = _in_process(job, todo, task) if workers == 1 else build_blocks(job, todo, task, workers)
         with contextlib.closing(run):
             for number, block in run:
                 staging.record(number, block)
@@ -272,7 +275,7 @@ def _check_arguments(resolution: int, resize: str, background: Color, workers: i
 
 
 def _check_disk(staging: Staging, num_images: int) -> None:
-    needed = staging.bytes_needed() + num_images * _HEADER_BYTES_PER_IMAGE
+    needed = staging.bytes_needed() + _HEADER_BYTES + num_images * _HEADER_BYTES_PER_IMAGE
     free = shutil.disk_usage(staging.out.parent).free
     if needed > free:
         raise OSError(

@@ -1,9 +1,11 @@
 """System calls on open files: whole reads and writes at a position, locks, and flushing a folder."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -54,3 +56,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def naming(path: Path, hint: str = "") -> Iterator[None]:
+    """Have the errors of system calls on open files, which know no name, name a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(f"{path}: {error.strerror}{hint}") from None

@@ -16,10 +16,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from hamgan.data.sparse import PAGE, SparseBytes
+
 FORMAT = "hamgan-data"
 VERSION = 1
 BLOCK_IMAGES = 64
-_PAGE = 4096
 
 
 @dataclass(kw_only=True)
@@ -89,23 +90,24 @@ def num_blocks(num_images: int) -> int:
     return -(-num_images // BLOCK_IMAGES)
 
 
-def create(path: Path, num_images: int, resolution: int, header: Header | None) -> int:
-    """Write a training file whose pixels are a hole yet to be filled.
+def lay_out(num_images: int, resolution: int, header: Header | None) -> tuple[SparseBytes, int, int]:
+    """Write a training file, whose pixels are a hole yet to be filled, into memory.
 
     Args:
-        path: Where; replaced if it exists.
         num_images: Number of images, N.
         resolution: Side of the images, pixels.
         header: The rest of the content; None leaves it out, for learning where the pixels will lie.
 
     Returns:
-        Byte offset of the first pixel: the same for any N and any header.
+        The file and the byte offsets of the first pixel and of the end of the pixels. The first is the same for any N
+        and any header; both are 0 if the pixels are in parts.
     """
+    memory = SparseBytes()
     # v110 metadata carries checksums of its own, so a flipped byte there makes HDF5 refuse the file.
-    with h5py.File(path, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=_PAGE) as file:
+    with h5py.File(memory, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=PAGE) as file:
         shape = (num_images, resolution, resolution, 3)
+        start = end = 0
         if header is not None and header.parts:
-            offset = 0
             _create_virtual(file, shape, header.parts)
         else:
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -113,10 +115,11 @@ def create(path: Path, num_images: int, resolution: int, header: Header | None) 
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             properties.set_obj_track_times(False)  # equal content, equal bytes
             space = h5py.h5s.create_simple(shape)
-            offset = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, properties).get_offset()
+            start = h5py.h5d.create(file.id, b"images", h5py.h5t.STD_U8LE, space, properties).get_offset()
+            end = start + num_images * resolution * resolution * 3
         if header is not None:
             _write_header(file, header)
-    return offset
+    return memory, start, end
 
 
 def _create_virtual(file: h5py.File, shape: tuple[int, ...], parts: list[tuple[str, int]]) -> None:
@@ -208,10 +211,14 @@ def open_hdf5(path: Path) -> h5py.File:
         raise FileNotFoundError(f"no training file at {path}")
     if not path.is_file():
         raise ValueError(f"{path}: is a folder, not a training file")
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise ValueError(f"{path}: not an HDF5 file, or a damaged or truncated one ({_first_line(error)})") from None
+    for locking in (False, None):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as error:
+            reason = _first_line(error)
+            if "locking flag" not in reason:  # HDF5 wants the same choice from all who have the file open here
+                break
+    raise ValueError(f"{path}: not an HDF5 file, or a damaged or truncated one ({reason})")
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hamgan.data import format as file_format
 from hamgan.data.build import BuildSummary
-from hamgan.data.fileio import sync_folder, write_all
+from hamgan.data.fileio import naming, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header
 from hamgan.data.staging import seal
 from hamgan.data.storage import Run, Sequential, find_runs
@@ -45,20 +45,22 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, copy: bool = False, o
         raise ValueError(f"{out} is one of the parts; give the joined file another name")
     header = _joined(headers)
     runs = [run for path, part in headers for run in _runs(path, part)]
-    partial, head = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.head")
+    partial = out.with_name(out.name + ".partial")
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        if copy:
-            _copy(headers, runs, header, partial, head)
-        else:
-            header.block_crc32 = _check(headers, runs, header, None)
-            header.parts = [
-                (os.path.relpath(path.resolve(), out.parent.resolve()), len(part.labels)) for path, part in headers
-            ]
-            file_format.create(partial, len(header.labels), header.resolution, header)
-        os.replace(partial, out)
+        with naming(out):
+            if copy:
+                header.block_crc32 = _copy(headers, runs, header, fd, out)
+            else:
+                header.block_crc32 = _check(headers, runs, header, None)
+                header.parts = [
+                    (os.path.relpath(path.resolve(), out.parent.resolve()), len(part.labels)) for path, part in headers
+                ]
+            seal(partial, fd, header)
+            os.replace(partial, out)
     finally:
+        os.close(fd)
         partial.unlink(missing_ok=True)
-        head.unlink(missing_ok=True)
     sync_folder(out.parent)
     how = "copied" if copy else "by reference: keep the parts where they are"
     print(f"{out}: {len(header.labels)} images of {len(headers)} parts ({how})")
@@ -166,17 +168,13 @@ def _check(headers: list[tuple[Path, Header]], runs: list[Run], joined: Header,
     return np.asarray(crcs, np.uint32)
 
 
-def _copy(headers: list[tuple[Path, Header]], runs: list[Run], header: Header, partial: Path, head: Path) -> None:
-    image_bytes = header.resolution * header.resolution * 3
-    needed, free = len(header.labels) * image_bytes, shutil.disk_usage(partial.parent).free
+def _copy(
+    headers: list[tuple[Path, Header]], runs: list[Run], joined: Header, fd: int, out: Path
+) -> NDArray[np.uint32]:
+    """Copy all images to where they belong in the joined file; return the CRC32 of its blocks."""
+    image_bytes = joined.resolution * joined.resolution * 3
+    needed, free = len(joined.labels) * image_bytes, shutil.disk_usage(out.parent).free
     if needed > free:
-        raise OSError(f"{partial.parent}: {needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free")
-    offset = file_format.create(head, len(header.labels), header.resolution, None)
-    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        header.block_crc32 = _check(
-            headers, runs, header, lambda first, data: write_all(fd, data, offset + first * image_bytes)
-        )
-        seal(partial, fd, header, head)
-    finally:
-        os.close(fd)
+        raise OSError(f"{out} needs {needed / 1e9:.3g} GB, and {out.parent} has {free / 1e9:.3g} GB free")
+    _, start, _ = file_format.lay_out(len(joined.labels), joined.resolution, None)
+    return _check(headers, runs, joined, lambda first, data: write_all(fd, data, start + first * image_bytes))

@@ -134,15 +134,28 @@ def _candidates(path: Path, split: str) -> list[tuple[str, Path]]:
 class _DataOnly(pickle.Unpickler):
     """Unpickles numbers, text, containers and numpy arrays; anything that could run code is an error."""
 
-    _reconstruct = staticmethod(np.empty(0).__reduce__()[0])  # type: ignore[arg-type]
-
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the three names that a pickled array needs."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return self._reconstruct
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
+        """Return what a pickled array needs, whichever numpy and pickle protocol wrote it."""
+        allowed = {
+            "multiarray._reconstruct": np.empty(0).__reduce__()[0],
+            "numeric._frombuffer": _array_from_buffer,
+            "_codecs.encode": _latin1_bytes,
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": np.dtype,
+        }
+        for prefix in ("numpy.core.", "numpy._core."):
+            module = module.removeprefix(prefix)
+        if f"{module}.{name}" in allowed:
+            return allowed[f"{module}.{name}"]
         raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+
+
+def _array_from_buffer(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> NDArray[Any]:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
+def _latin1_bytes(text: str, _: str) -> bytes:
+    return text.encode("latin1")  # how Python 3 writes bytes for Python 2
 
 
 def _unpickle(file: IO[bytes], place: str) -> dict[str, Any]:

@@ -21,8 +21,6 @@ from hamgan.data import format as file_format
 from hamgan.data.fileio import lock, read_all, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
 
-_COPY_BYTES = 16 * 2**20
-
 
 @dataclass
 class Block:
@@ -50,7 +48,6 @@ class Staging:
         self.out = out
         self.data_path = out.with_name(out.name + ".partial")
         self._journal_path = out.with_name(out.name + ".partial.journal")
-        self._head_path = out.with_name(out.name + ".partial.head")
         self._num_images = num_images
         self._resolution = resolution
         self._image_bytes = resolution * resolution * 3
@@ -67,8 +64,7 @@ class Staging:
             raise
 
     def _open_data(self, plan: dict[str, Any]) -> None:
-        self.offset = file_format.create(self._head_path, self._num_images, self._resolution, None)
-        os.unlink(self._head_path)
+        self.offset = file_format.lay_out(self._num_images, self._resolution, None)[1]
         self._data = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o666)
         # Orphans of a killed builder hold a shared lock until they notice and leave.
         if not lock(self._data, fcntl.LOCK_EX, wait_s=30):
@@ -179,14 +175,14 @@ class Staging:
 
     def finish(self, header: Header) -> None:
         """Put the header around the pixels, flush all to disk and give the file its name."""
-        seal(self.data_path, self._data, header, self._head_path)
+        seal(self.data_path, self._data, header)
         os.replace(self.data_path, self.out)
         sync_folder(self.out.parent)
         self.remove_leftovers()
 
     def remove_leftovers(self) -> None:
         """Delete the journal and what else lies beside the output."""
-        for path in (self.data_path, self._head_path, self._journal_path):
+        for path in (self.data_path, self._journal_path):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -198,26 +194,19 @@ class Staging:
         self._data = self._journal = -1
 
 
-def seal(path: Path, fd: int, header: Header, head_path: Path) -> None:
-    """Put the header around pixels that are in place, flush all to disk and check the header.
-
-    HDF5 writes a file of the same size with a hole for the pixels; all but the hole is copied. May be repeated.
+def seal(path: Path, fd: int, header: Header) -> None:
+    """Put the header around pixels that are in place, flush all to disk and check the header. May be repeated.
 
     Args:
         path: The data file.
         fd: The same, open for writing.
         header: What to put.
-        head_path: A temporary file.
     """
-    num_images, resolution = len(header.labels), header.resolution
-    offset = file_format.create(head_path, num_images, resolution, header)
-    size = os.path.getsize(head_path)
-    with open(head_path, "rb") as head:
-        for start, end in ((0, offset), (offset + num_images * resolution * resolution * 3, size)):
-            for position in range(start, end, _COPY_BYTES):
-                write_all(fd, read_all(head.fileno(), min(_COPY_BYTES, end - position), position), position)
-    head_path.unlink()
-    os.ftruncate(fd, size)
+    memory, start, end = file_format.lay_out(len(header.labels), header.resolution, header)
+    for first, last in ((0, start), (end, memory.size)):
+        for position, data in memory.pieces(first, last):
+            write_all(fd, data, position)
+    os.ftruncate(fd, memory.size)
     os.fsync(fd)
     with file_format.open_hdf5(path) as file:
         file_format.read_header(file, path)

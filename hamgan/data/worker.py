@@ -73,10 +73,7 @@ class BlockBuilder:
                 bad.append((first + i, " ".join(str(error).split()) or type(error).__name__))
         image_bytes = job.resolution * job.resolution * 3
         data = pixels.reshape(-1).data
-        try:
-            write_all(self._fd, data, job.offset + first * image_bytes)
-        except OSError as error:
-            raise OSError(f"{job.data_path}: {error.strerror}; what is done is kept for the next try") from None
+        write_all(self._fd, data, job.offset + first * image_bytes)
         return Block(zlib.crc32(data), bad)
 
     def close(self) -> None:
