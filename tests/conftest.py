@@ -1,0 +1,71 @@
+"""Where the reference vectors are, and small networks that every package's tests share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hamgan.models.discriminator import DiscriminatorConfig
+from hamgan.models.generator import GeneratorConfig
+from hamgan.nn.hamburger import HamburgerConfig
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[str], Path]:
+    """Return the path of a reference file, skipping the test where the file is not at hand."""
+
+    def find(name: str) -> Path:
+        roots = [HERE / "reference", HERE.parent.parent / "shared" / "reference"]
+        if "HAMGAN_REFERENCE" in os.environ:
+            roots.append(Path(os.environ["HAMGAN_REFERENCE"]))
+        for root in roots:
+            if (root / name).exists():
+                return root / name
+        pytest.skip(f"reference vectors {name} are larger than a repository should hold; see tests/reference/README.md")
+
+    return find
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference over the largest magnitude."""
+    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
+
+
+def load_arrays(path: Path) -> dict[str, Tensor]:
+    """Read an .npz of plain arrays as tensors."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: torch.from_numpy(np.array(file[name])) for name in file.files}
+
+
+@pytest.fixture
+def tiny_generator_config() -> GeneratorConfig:
+    """A generator of 32x32 images that a test can afford."""
+    return GeneratorConfig(
+        resolution=32,
+        channels=4,
+        num_classes=3,
+        z_dim=16,
+        embedding_dim=8,
+        context="ham",
+        context_resolutions=(16,),
+        ham=HamburgerConfig(rank=4),
+    )
+
+
+@pytest.fixture
+def tiny_discriminator_config() -> DiscriminatorConfig:
+    """Its discriminator."""
+    return DiscriminatorConfig(
+        resolution=32,
+        channels=4,
+        num_classes=3,
+        context="ham",
+        context_resolutions=(16,),
+        ham=HamburgerConfig(rank=4),
+    )

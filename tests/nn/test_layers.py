@@ -1,0 +1,194 @@
+"""Spectral norm, norms, resampling, context blocks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import relative_error
+from torch import Tensor
+
+from hamgan.nn.attention import SelfAttention
+from hamgan.nn.blocks import DBlock, GBlock
+from hamgan.nn.hamburger import Hamburger, HamburgerConfig
+from hamgan.nn.norm import BatchNorm, ConditionalBatchNorm
+from hamgan.nn.resample import conv2d_downsample, upsample_conv2d
+from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNormConfig, spectral_sigmas
+
+EQUALITY = SpectralNormConfig()
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+@pytest.mark.parametrize("layer", ["conv", "linear", "embedding"])
+def test_power_iteration_finds_the_largest_singular_value(layer: str, side: str) -> None:
+    torch.manual_seed(0)
+    config = SpectralNormConfig(side=side)  # type: ignore[arg-type]
+    module = {
+        "conv": lambda: SNConv2d(6, 5, 3, spectral_norm=config),
+        "linear": lambda: SNLinear(7, 5, spectral_norm=config),
+        "embedding": lambda: SNEmbedding(9, 4, spectral_norm=config),
+    }[layer]()
+    for _ in range(200):
+        weight = module.spectral_norm(module.weight)
+    matrix = module.weight.flatten(1)
+    largest = torch.linalg.matrix_norm(matrix, 2)
+    assert torch.allclose(weight, module.weight / largest, rtol=1e-4)
+    assert torch.allclose(spectral_sigmas(torch.nn.Sequential(module))["0"], largest, rtol=1e-4)
+
+
+def test_inequality_leaves_small_weights_alone_and_equality_does_not() -> None:
+    torch.manual_seed(0)
+    for scale, unchanged in ((0.01, True), (10.0, False)):
+        layer = SNLinear(8, 8, spectral_norm=SpectralNormConfig(mode="inequality")).eval()
+        with torch.no_grad():
+            layer.weight.copy_(torch.eye(8) * scale)
+        assert torch.equal(layer.spectral_norm(layer.weight), layer.weight) == unchanged
+        layer.spectral_norm.config = EQUALITY
+        assert not torch.equal(layer.spectral_norm(layer.weight), layer.weight)
+
+
+def test_u_advances_in_training_only_and_the_gradient_goes_through_sigma() -> None:
+    torch.manual_seed(0)
+    layer = SNLinear(6, 4, spectral_norm=EQUALITY)
+    before = layer.spectral_norm.u.clone()
+    layer.eval()(torch.ones(1, 6))
+    assert torch.equal(layer.spectral_norm.u, before)
+    layer.train()(torch.ones(1, 6))
+    assert not torch.equal(layer.spectral_norm.u, before)
+    for _ in range(100):
+        layer(torch.ones(1, 6))
+    # W / sigma does not change when W is scaled, so the gradient is orthogonal to W.
+    layer.spectral_norm(layer.weight).square().mul(torch.rand(4, 6)).sum().backward()
+    assert abs(float((layer.weight.grad * layer.weight).sum())) < 1e-4
+
+
+def upsample_plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2), weight, bias, padding=weight.shape[-1] // 2)
+
+
+def downsample_plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.avg_pool2d(F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2), 2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [4, 8, 16])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(
+    ("fused", "plain"), [(upsample_conv2d, upsample_plain), (conv2d_downsample, downsample_plain)], ids=["up", "down"]
+)
+def test_fused_resampling_is_exact(fused, plain, kernel: int, size: int, channels_last: bool) -> None:  # type: ignore[no-untyped-def]
+    """Outputs, gradients, and the gradient of a gradient (R1) equal the two-step form's."""
+    results = []
+    for run in (fused, plain):
+        torch.manual_seed(0)
+        x = torch.randn(2, 6, size, size)
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        x.requires_grad_(True)
+        weight, bias = torch.randn(5, 6, kernel, kernel, requires_grad=True), torch.randn(5, requires_grad=True)
+        out = run(x, weight, bias)
+        (gradient,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)
+        penalty = gradient.square().sum()
+        second = torch.autograd.grad(penalty, (x, weight, bias), retain_graph=True)
+        first = torch.autograd.grad(out.cos().sum(), (weight, bias))
+        results.append([out, gradient, *first, *second])
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+
+
+def test_conditional_batch_norm_standardises_then_scales_by_class() -> None:
+    torch.manual_seed(0)
+    norm = ConditionalBatchNorm(
+        3, condition="per_class", condition_dim=2, spectral_norm=EQUALITY, eps=1e-5, momentum=0.5, cross_replica=True
+    )
+    with torch.no_grad():
+        norm.gain.weight.copy_(torch.tensor([[1.0, 1, 1], [2, 2, 2]]))
+        norm.bias.weight.copy_(torch.tensor([[0.0, 0, 0], [5, 5, 5]]))
+    x = torch.randn(8, 3, 6, 6) * 4 + 7
+    out = norm(x, torch.tensor([0] * 4 + [1] * 4))
+    standard = (x - x.mean((0, 2, 3), keepdim=True)) / x.var((0, 2, 3), keepdim=True, unbiased=False).sqrt()
+    assert torch.allclose(out[:4], standard[:4], atol=1e-4)
+    assert torch.allclose(out[4:], 2 * standard[4:] + 5, atol=1e-4)
+    assert torch.allclose(norm.statistics.running_mean, 0.5 * x.mean((0, 2, 3)), atol=1e-4)
+    norm.eval()
+    assert torch.allclose(norm(x[:1], torch.tensor([0])), norm(x, torch.tensor([0] * 8))[:1], atol=1e-6)
+
+
+def test_shared_conditioning_predicts_gain_minus_one() -> None:
+    norm = ConditionalBatchNorm(
+        4, condition="shared", condition_dim=5, spectral_norm=EQUALITY, eps=1e-5, momentum=0.1, cross_replica=False
+    )
+    x = torch.randn(3, 4, 5, 5)
+    plain = BatchNorm(4, eps=1e-5, momentum=0.1, cross_replica=False)
+    assert torch.allclose(norm(x, torch.zeros(3, 5)), plain(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("version", ["V1", "V2", "V2+"])
+@pytest.mark.parametrize("layout", ["spatial", "channel", "dual"])
+@pytest.mark.parametrize("kind", ["NMF", "VQ", "CD"])
+def test_every_hamburger_starts_as_identity_and_trains(kind: str, layout: str, version: str) -> None:
+    torch.manual_seed(0)
+    if layout == "dual" and version != "V2+":
+        with pytest.raises(ValueError, match=r"ham\.layout is dual"):
+            HamburgerConfig(kind=kind, layout=layout, version=version)  # type: ignore[arg-type]
+        return
+    config = HamburgerConfig(kind=kind, layout=layout, version=version, rank=3, num_sections=2, latent_channels=4)  # type: ignore[arg-type]
+    block = Hamburger(6, 5, config, spectral_norm=EQUALITY, norm=None)
+    x = torch.randn(2, 6, 5, 5)
+    assert torch.equal(block(x), x)
+    with torch.no_grad():
+        block.gate.fill_(0.5)
+    out = block(x)
+    assert out.shape == x.shape and not torch.equal(out, x)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+    block.eval()
+    assert torch.equal(block(x), block(x))
+
+
+def test_sections_are_decomposed_apart() -> None:
+    """Changing the second section's columns leaves the first section's reconstruction as it was."""
+    config = HamburgerConfig(rank=2, num_sections=2, latent_channels=4)
+    block = Hamburger(8, 4, config, spectral_norm=EQUALITY, norm=None).eval()
+    h = torch.rand(2, 8, 4, 4)
+    changed = h.clone()
+    changed[:, 4:] = torch.rand(2, 4, 4, 4)
+    first, second = block.reconstruct(h), block.reconstruct(changed)
+    assert torch.equal(first[:, :4], second[:, :4]) and not torch.equal(first[:, 4:], second[:, 4:])
+
+
+def test_stored_bases_can_be_replaced_for_one_batch_size() -> None:
+    block = Hamburger(4, 4, HamburgerConfig(rank=2), spectral_norm=EQUALITY, norm=None).eval()
+    with torch.no_grad():
+        block.gate.fill_(1.0)
+    x, bases = torch.randn(3, 4, 4, 4), torch.rand(3, 4, 5)
+    expected = block(x, None, bases)
+    block.store_bases(bases)
+    assert torch.equal(block(x), expected)
+    with pytest.raises(ValueError, match="multiple of the 3"):
+        block(x[:2])
+    with pytest.raises(ValueError, match="this ham needs"):
+        block.store_bases(torch.rand(1, 7, 5))
+
+
+def test_attention_starts_as_identity_and_mixes_all_pixels() -> None:
+    torch.manual_seed(0)
+    block = SelfAttention(16, spectral_norm=EQUALITY).eval()
+    x = torch.randn(1, 16, 8, 8, requires_grad=True)
+    assert torch.equal(block(x), x)
+    with torch.no_grad():
+        block.gate.fill_(1.0)
+    (gradient,) = torch.autograd.grad(block(x)[0, :, 0, 0].sum(), x)
+    far = gradient[0].abs().sum(0)[4:, 4:]
+    assert (far > 0).sum() >= 4  # through the keys and values that pooling kept
+
+
+def test_blocks_change_shape_as_named() -> None:
+    def norm(channels: int) -> ConditionalBatchNorm:
+        return ConditionalBatchNorm(
+            channels, condition="per_class", condition_dim=2, spectral_norm=EQUALITY, eps=1e-5, momentum=0.1, cross_replica=False
+        )
+
+    g = GBlock(6, 4, spectral_norm=EQUALITY, norm=norm)
+    assert g(torch.randn(2, 6, 4, 4), torch.tensor([0, 1])).shape == (2, 4, 8, 8)
+    d = DBlock(4, 6, hidden_channels=6, preactivation=True, downsampling=True, spectral_norm=EQUALITY)
+    assert d(torch.randn(2, 4, 8, 8)).shape == (2, 6, 4, 4)
+    same = DBlock(4, 4, hidden_channels=4, preactivation=True, downsampling=False, spectral_norm=EQUALITY)
+    assert same.shortcut is None and same(torch.randn(2, 4, 8, 8)).shape == (2, 4, 8, 8)
