@@ -12,8 +12,10 @@ from hamgan.metrics.folder import FolderImages
 from hamgan.metrics.frechet import FrechetReference, frechet_distance
 from hamgan.metrics.frechet_bias import frechet_infinity, frechet_jackknife
 from hamgan.metrics.inception_score import InceptionScore
+from hamgan.metrics.inspection import check_statistics, inspect_statistics
 from hamgan.metrics.kid import kernel_distance, kernel_distance_jackknife, kernel_distance_subsets
 from hamgan.metrics.memorisation import memorisation
+from hamgan.metrics.picture import draw_picture
 from hamgan.metrics.prdc import prdc
 from hamgan.metrics.protocols import PROTOCOLS, QUICK, EvaluationSettings, Protocol
 from hamgan.metrics.reference import (
@@ -50,12 +52,15 @@ __all__ = [
     "StatsMeta",
     "build_statistics",
     "check_dataset",
+    "check_statistics",
     "class_accuracy",
     "class_frechet",
+    "draw_picture",
     "evaluate",
     "frechet_distance",
     "frechet_infinity",
     "frechet_jackknife",
+    "inspect_statistics",
     "kernel_distance",
     "kernel_distance_jackknife",
     "kernel_distance_subsets",

@@ -32,13 +32,14 @@ class Number:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """How one class is drawn; None where it could not be measured."""
+    """How one class is drawn; None where it could not be measured. `examples` are numbers of its first images."""
 
     label: int
     name: str
     num_images: int
     frechet: float | None
     accuracy: float | None
+    examples: tuple[int, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -92,7 +93,7 @@ class Card:
         return cls(
             numbers=numbers,
             warnings=values["warnings"],
-            classes=[ClassRow(**row) for row in values["classes"]],
+            classes=[ClassRow(**{**row, "examples": tuple(row["examples"])}) for row in values["classes"]],
             curve=values["curve"],
             closest=[(i, j, distance) for i, j, distance in values["closest"]],
             depends_on=values["depends_on"],

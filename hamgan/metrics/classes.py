@@ -70,41 +70,64 @@ class LinearReader:
         self.present = present
 
     @classmethod
-    def fit(cls, features: ArrayLike | Tensor, labels: IntArray, num_classes: int, *, shrinkage: float = 0.3) -> Self:
+    def fit(
+        cls,
+        features: ArrayLike | Tensor,
+        labels: IntArray,
+        num_classes: int,
+        *,
+        rows: IntArray | None = None,
+        shrinkage: float = 0.3,
+    ) -> Self:
         """Fit to real features.
 
         Args:
             features: (N, d); may be mapped from disk, it is read by classes.
             labels: Class indices, (N,).
             num_classes: Number of classes, K.
+            rows: Which samples to fit to, ascending; None for all.
             shrinkage: Share of the sphere in the covariance, 0..1.
 
         Raises:
             ValueError: If the labels do not fit.
         """
         x = as_features(features)
-        rows = _rows_by_class(labels, len(x), num_classes)
+        used = np.ones(len(x), bool)
+        if rows is not None:
+            used[:] = False
+            used[rows] = True
+        of_class = [own[used[own]] for own in _rows_by_class(labels, len(x), num_classes)]
         within, means = np.zeros((x.shape[1], x.shape[1])), np.zeros((num_classes, x.shape[1]))
-        for label, own in enumerate(rows):
+        for label, own in enumerate(of_class):
             if len(own) == 0:
                 continue
             stats = FeatureStats.from_features(x[np.sort(own)])
             means[label] = stats.mu
             if stats.n > 1:
                 within += stats.sigma * (stats.n - 1)
-        present = np.array([len(own) > 0 for own in rows])
-        within /= max(len(x) - int(present.sum()), 1)
+        present = np.array([len(own) > 0 for own in of_class])
+        within /= max(int(used.sum()) - int(present.sum()), 1)
         sphere = max(float(np.trace(within)) / len(within), 1e-12)
         covariance = (1 - shrinkage) * within + shrinkage * sphere * np.eye(len(within))
         weight = torch.linalg.solve(torch.from_numpy(covariance), torch.from_numpy(means.T)).numpy()
         return cls(weight, -0.5 * np.einsum("kd,dk->k", means, weight), present)
 
-    def predict(self, features: ArrayLike | Tensor) -> IntArray:
-        """Name the classes of features (N, d): indices (N,), never of a class without a real sample."""
+    def predict(self, features: ArrayLike | Tensor, rows: IntArray | None = None) -> IntArray:
+        """Name the classes of features: never one without a real sample.
+
+        Args:
+            features: (N, d); may be mapped from disk, it is read in blocks.
+            rows: Which of them, (M,); None for all.
+
+        Returns:
+            Class indices, (M,).
+        """
         x = as_features(features)
-        answer = np.empty(len(x), np.int64)
-        for start in range(0, len(x), 4096):
-            scores = x[start : start + 4096].astype(np.float64) @ self._weight + self._bias
+        rows = np.arange(len(x)) if rows is None else rows
+        answer = np.empty(len(rows), np.int64)
+        for start in range(0, len(rows), 4096):
+            block = x[rows[start : start + 4096]].astype(np.float64)
+            scores = block @ self._weight + self._bias
             scores[:, ~self.present] = -np.inf
             answer[start : start + 4096] = scores.argmax(axis=1)
         return answer
@@ -158,11 +181,10 @@ def class_accuracy(
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"features: widths {x.shape[1]} and {y.shape[1]} differ")
     reader = LinearReader.fit(x, real_labels, num_classes)
-    per_class, error = _accuracy(reader, y, fake_labels, num_classes)
+    per_class, error = _accuracy(reader, y, np.arange(len(y)), fake_labels, num_classes)
     order = np.random.RandomState(2020).permutation(len(x))
-    half = LinearReader.fit(x[np.sort(order[::2])], real_labels[np.sort(order[::2])], num_classes)
-    other = np.sort(order[1::2])
-    ceiling, _ = _accuracy(half, x[other], real_labels[other], num_classes)
+    half = LinearReader.fit(x, real_labels, num_classes, rows=np.sort(order[::2]))
+    ceiling, _ = _accuracy(half, x, np.sort(order[1::2]), real_labels, num_classes)
     return ClassAccuracy(_mean(per_class), error, per_class, _mean(ceiling))
 
 
@@ -171,12 +193,11 @@ def _mean(values: FloatArray) -> float:
 
 
 def _accuracy(
-    reader: LinearReader, features: NDArray[np.floating], labels: IntArray, num_classes: int
+    reader: LinearReader, features: NDArray[np.floating], rows: IntArray, labels: IntArray, num_classes: int
 ) -> tuple[FloatArray, float]:
-    rows = _rows_by_class(labels, len(features), num_classes)
-    right = reader.predict(features) == labels
+    right = reader.predict(features, rows) == labels[rows]
     per_class, variance = np.full(num_classes, np.nan), []
-    for label, own in enumerate(rows):
+    for label, own in enumerate(_rows_by_class(labels[rows], len(rows), num_classes)):
         if len(own) and reader.present[label]:
             per_class[label] = share = right[own].mean()
             variance.append(share * (1 - share) / len(own))

@@ -95,7 +95,17 @@ def collect(
             else:
                 bar.update(len(numbers))
             done[chunk] = arrays
-    return _join(gather(done), score)
+    everything = gather(done)
+    problem, collected = None, None
+    if everything is not None:
+        try:
+            collected = _join(everything, score)
+        except ValueError as error:
+            problem = error
+    problem = dist.from_rank0(problem)
+    if problem is not None:
+        raise problem
+    return collected
 
 
 def batches(
@@ -149,9 +159,7 @@ def _stored(path: Path | None) -> Arrays | None:
         return None
 
 
-def _join(done: dict[int, Arrays] | None, score: InceptionScore | None) -> Collected | None:
-    if done is None:
-        return None
+def _join(done: dict[int, Arrays], score: InceptionScore | None) -> Collected:
     parts = [done[chunk] for chunk in sorted(done)]
     sizes = {tuple(int(side) for side in part["size"]) for part in parts}
     if len(sizes) > 1:
@@ -207,21 +215,26 @@ def claim(work_dir: Path, plan: dict[str, Any]) -> None:
     path = work_dir / "plan.json"
     problem = None
     if dist.is_main():
-        work_dir.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            try:
-                begun = json.loads(path.read_text())
-            except json.JSONDecodeError:
-                begun = {}
-            differing = [key for key in plan if begun.get(key) != plan[key]]
-            if differing:
-                key = differing[0]
-                problem = (
-                    f"{work_dir}: holds partial results with {key} = {begun.get(key)!r}, now {plan[key]!r}; "
-                    "remove the folder or choose another"
-                )
-        else:
-            write_atomically(path, lambda file: file.write(json.dumps(plan, indent=1).encode()))
+        try:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                problem = _other_plan(work_dir, plan, path.read_text())
+            else:
+                write_atomically(path, lambda file: file.write(json.dumps(plan, indent=1).encode()))
+        except OSError as error:
+            problem = str(error)
     problem = dist.from_rank0(problem)  # also: nobody looks for chunks before the folder is claimed
     if problem is not None:
         raise ValueError(problem)
+
+
+def _other_plan(work_dir: Path, plan: dict[str, Any], text: str) -> str | None:
+    try:
+        begun = json.loads(text)
+    except json.JSONDecodeError:
+        begun = {}
+    for key, value in plan.items():
+        if begun.get(key) != value:
+            was = f"{key} = {begun.get(key)!r}, now {value!r}"
+            return f"{work_dir}: holds partial results with {was}; remove the folder or choose another"
+    return None

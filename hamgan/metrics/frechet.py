@@ -12,7 +12,7 @@ class FrechetReference:
     """A reference whose covariance is factored once, for many distances to it.
 
     With S = F F', the trace of sqrt(S T) is that of sqrt(F' T F), a symmetric matrix: no complex numbers, no
-    regularisation, and one eigvalsh per distance instead of a general matrix square root.
+    regularisation, and one eigvalsh a distance instead of a general matrix square root.
 
     Args:
         reference: Its moments.
@@ -24,9 +24,7 @@ class FrechetReference:
         self.mu = reference.mu
         self.n = reference.n
         self.trace = float(np.trace(reference.sigma))
-        values, vectors = torch.linalg.eigh(torch.from_numpy(reference.sigma))
-        keep = _significant(values, reference.n)
-        self._factor: Tensor = vectors[:, -keep:] * values[-keep:].sqrt() if keep else vectors[:, :0]
+        self._factor = _factor(reference)
 
     def distance(self, other: Moments) -> float:
         """Compute the Frechet distance to other moments.
@@ -42,19 +40,30 @@ class FrechetReference:
         sigma = torch.from_numpy(other.sigma)
         product = self._factor.T @ sigma @ self._factor
         values = torch.linalg.eigvalsh((product + product.T) / 2)
-        keep = _significant(values, other.n)
-        trace_sqrt = float(values[-keep:].sqrt().sum()) if keep else 0.0
+        keep = _rank(values, other.n)
+        trace_sqrt = float(values[len(values) - keep :].sqrt().sum())
         difference = other.mu - self.mu
         return float(difference @ difference) + float(sigma.trace()) + self.trace - 2 * trace_sqrt
 
 
-def _significant(values: Tensor, n: int | None) -> int:
-    # Of ascending eigenvalues, count those above rounding. A covariance of n samples has rank n - 1 at most;
-    # the rest is noise of 1e-16, whose square root of 1e-8, summed over a thousand of them, would be seen.
-    if len(values) == 0:
-        return 0
-    floor = torch.finfo(values.dtype).eps * len(values) * max(float(values[-1]), 0.0)
-    return min(int((values > floor).sum()), len(values) if n is None else n - 1)
+def _factor(moments: Moments) -> Tensor:
+    # F with F F' = sigma, (d, rank). Cholesky's is ten times faster than eigh's, and its graded columns keep small
+    # eigenvalues of F' T F exact that lie far below the largest; only a singular sigma needs eigh.
+    sigma = torch.from_numpy(moments.sigma)
+    if moments.n is None or moments.n > len(sigma):
+        factor, failed = torch.linalg.cholesky_ex(sigma)
+        if not int(failed):
+            return factor
+    values, vectors = torch.linalg.eigh(sigma)
+    keep = _rank(values, moments.n)
+    return vectors[:, len(values) - keep :] * values[len(values) - keep :].sqrt()
+
+
+def _rank(values: Tensor, n: int | None) -> int:
+    # Of ascending eigenvalues, count those to keep. A covariance of n samples has rank n - 1 at most; the rest is
+    # noise of 1e-16, whose square root of 1e-8, summed over a thousand of them, would be seen.
+    positive = int((values > 0).sum())
+    return positive if n is None else min(positive, n - 1)
 
 
 Sample = FeatureStats | Moments | ArrayLike | Tensor

@@ -143,6 +143,8 @@ class Measurement:
     def _prdc(self) -> None:
         count, k = self._shared_count(self.settings.neighbour_images), self.settings.neighbours
         if self.real is None or count <= k:
+            if self.real is not None and self.settings.neighbour_images:
+                self.card.warnings.append(f"{count} images of each side are too few for precision and recall, k = {k}")
             return
         result = prdc(self._pick(self.real.pool, count), self._pick(self.collected.pool, count), k, device=self.device)
         for key in ("precision", "recall", "density", "coverage"):
@@ -186,6 +188,7 @@ class Measurement:
                 num_images=int(counts[label]),
                 frechet=_finite(distances[label]),
                 accuracy=_finite(accuracy.per_class[label]),
+                examples=tuple(np.flatnonzero(labels == label)[:8].tolist()),
             )
             for label in range(num_classes)
             if counts[label]

@@ -75,6 +75,9 @@ def memorisation(
             raise ValueError(f"features: widths {x.shape[1]} and {other.shape[1]} ({name}) differ")
     if len(t) < 2:
         raise ValueError(f"n = {len(t)}: memorisation needs at least 2 training images")
+    if len({x.dtype, t.dtype, t.dtype if held is None else held.dtype}) > 1:  # copies are recognised by their bytes
+        x, t = x.astype(np.float64), t.astype(np.float64)
+        held = None if held is None else held.astype(np.float64)
     centre = t.mean(axis=0, dtype=np.float64)
     with exact_float32(torch.device(device)):
         training = PointSet(t, centre=centre, device=device)

@@ -18,6 +18,7 @@ from hamgan.metrics.stats import FloatArray, as_features
 
 IntArray = NDArray[np.int64]
 _ROWS = 512  # rows of a distance block
+_COLUMNS = 1024  # points cast at once for its columns
 _SPARE = 12  # candidates beyond k that are checked exactly
 _PAIRS = 1024  # exact distances computed at once
 
@@ -50,29 +51,36 @@ class PointSet:
         self.first, self.inverse, self.counts = first, inverse, counts
         self.rows = rows if len(first) == len(rows) else rows[first]
         self.total = len(rows)
-        self.centre = centre
+        self.centre = centre.astype(rows.dtype)  # any centre serves, if it is the same for both sides
         self.device = torch.device(device)
-        self._cast: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._norms: Tensor | None = None
 
     def recentred(self, centre: FloatArray) -> "PointSet":
         """View the same points from another centre."""
         other = copy.copy(self)
-        other.centre, other._cast = centre, {}
+        other.centre, other._norms = centre.astype(self.rows.dtype), None
         return other
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return centred points (U, d) and their squared norms (U,), in a type."""
-        if dtype not in self._cast:
-            points, norms = torch.empty(self.rows.shape, dtype=dtype), torch.empty(len(self.rows), dtype=dtype)
-            for start in range(0, len(self.rows), _ROWS):  # bounds the float64 temporaries
-                part = torch.from_numpy(self.rows[start : start + _ROWS] - self.centre)
-                points[start : start + _ROWS] = part
-                norms[start : start + _ROWS] = part.square().sum(1)
-            self._cast[dtype] = points.to(self.device), norms.to(self.device)
-        return self._cast[dtype]
+    @property
+    def norms(self) -> Tensor:
+        """Squared norms of the centred points, (U,), float64."""
+        if self._norms is None:
+            parts = (slice(start, start + _COLUMNS) for start in range(0, len(self), _COLUMNS))
+            blocks = (self.rows[part].astype(np.float64) - self.centre for part in parts)
+            self._norms = torch.from_numpy(np.concatenate([np.square(block).sum(axis=1) for block in blocks]))
+        return self._norms
+
+    def cast(self, part: IntArray | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return some centred points (n, d) and their squared norms (n,) in a type, on the device.
+
+        Made anew each time: a second copy of all features would be most of the memory.
+        """
+        rows = self.rows[part] if dtype == torch.float32 else self.rows[part].astype(np.float64)
+        points = torch.from_numpy(rows - self.centre).to(dtype)
+        return points.to(self.device), self.norms[part].to(dtype).to(self.device)
 
 
 def exact_squared(a: PointSet, i: IntArray, b: PointSet, j: IntArray) -> FloatArray:
@@ -88,10 +96,14 @@ def exact_squared(a: PointSet, i: IntArray, b: PointSet, j: IntArray) -> FloatAr
 def _tile(a: PointSet, part: IntArray, b: PointSet, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     # Squared distances (rows, U_b) and their error bound. With unit roundoff u a product of length d is
     # off by at most d u |x| |y|; the casts and the norms add a few u more.
-    x, x_norm = (t[torch.from_numpy(part)] for t in a.cast(dtype))
-    y, y_norm = b.cast(dtype)
-    norms = x_norm[:, None] + y_norm
-    squared = norms - 2 * (x @ y.T)
+    x, x_norm = a.cast(part, dtype)
+    squared = torch.empty(len(part), len(b), dtype=dtype, device=b.device)
+    norms = torch.empty_like(squared)
+    for start in range(0, len(b), _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        y, y_norm = b.cast(columns, dtype)
+        norms[:, columns] = x_norm[:, None] + y_norm
+        squared[:, columns] = norms[:, columns] - 2 * (x @ y.T)
     return squared, norms.mul_((x.shape[1] + 16) * torch.finfo(dtype).eps / 2)
 
 
@@ -175,8 +187,8 @@ def memberships(
         for dtype in (torch.float32, torch.float64):
             squared, slack = _tile(a, part, b, dtype)
             # The radius itself is rounded to the type: one more unit, hidden in the double slack.
-            difference = squared - limit.to(dtype).to(squared.device)
-            slack = 2 * slack
+            difference = squared.sub_(limit.to(dtype).to(squared.device))
+            slack.mul_(2)
             inside = difference < -slack
             open_pairs = (difference.abs_() <= slack).nonzero().cpu().numpy()
             if len(open_pairs) <= inside.numel() // 100:

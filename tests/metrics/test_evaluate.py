@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 import torch
-import torch.distributed as torch_dist
 import torch.multiprocessing
+from metric_processes import NAMES, SETTINGS, draw, numbers_of, one_of_several, run
 from metric_samples import labelled_images, make_tiny_extractor
 
 from hamgan.metrics import (
@@ -17,7 +17,6 @@ from hamgan.metrics import (
     ArrayImages,
     Card,
     DrawnImages,
-    EvaluationSettings,
     InceptionScore,
     build_statistics,
     evaluate,
@@ -29,24 +28,11 @@ from hamgan.metrics import (
 )
 from hamgan.metrics.measure import short_count
 
-SETTINGS = EvaluationSettings(num_images=90, batch_size=8, chunk_size=16, inception_splits=3, neighbour_images=60)
-NAMES = ("x", "y", "z")
-
-
-def draw(numbers):
-    """Image i from its own seed, whatever is drawn beside it."""
-    pairs = [labelled_images(1, seed=1000 + int(i)) for i in numbers]
-    return torch.cat([pixels for pixels, _ in pairs]), np.concatenate([labels for _, labels in pairs])
-
 
 @pytest.fixture
 def reference(tmp_path, tiny):
     images = ArrayImages(*labelled_images(150, seed=0), class_names=NAMES)
     return build_statistics(images, tiny, tmp_path / "reference.npz", progress=False)
-
-
-def run(reference, tiny, images=draw, settings=SETTINGS, **options):
-    return evaluate(images, reference, tiny, settings=settings, progress=False, **options)
 
 
 def test_numbers_are_those_of_the_functions(reference, tiny):
@@ -72,10 +58,6 @@ def test_numbers_are_those_of_the_functions(reference, tiny):
     assert card.depends_on["images"]["class_counts"] == np.bincount(labels).tolist()
     assert card.curve["values"][-1] == pytest.approx(card["fd90"], rel=1e-9)
     assert card.warnings == ["small reference: 150 images; its own sampling error is in every distance"]
-
-
-def numbers_of(card):
-    return {name: number.value for name, number in card.numbers.items()}
 
 
 def test_source_function_and_iterable_agree(reference, tiny):
@@ -117,26 +99,6 @@ def test_goes_on_after_a_kill(reference, tiny, tmp_path):
         run(reference, tiny, DrawnImages(draw, 90, fingerprint="h"), work_dir=work)
     with pytest.raises(ValueError, match="needs a fingerprint"):
         run(reference, tiny, draw, work_dir=tmp_path / "other")
-
-
-def one_of_several(rank, world_size, port, path, answer):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch_dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    tiny, reference = make_tiny_extractor(), load_statistics(path)
-    try:
-        card = run(reference, tiny)
-        bigger = DrawnImages(lambda numbers: labelled_images(len(numbers), seed=0, size=16), 40)
-        with pytest.raises(ValueError, match="resolution = 8, but the images have 16"):
-            run(reference, tiny, bigger, dataclasses.replace(SETTINGS, num_images=40))
-        with pytest.raises(ValueError, match="serves one process only"):
-            run(reference, tiny, [draw(np.arange(90))])
-        images = ArrayImages(*labelled_images(150, seed=0), class_names=NAMES)
-        built = build_statistics(images, tiny, path.with_name("again.npz"), chunk_size=40, progress=False)
-        assert (built is None) == (rank > 0)
-    finally:
-        torch_dist.destroy_process_group()
-    (answer / f"{rank}.json").write_text(json.dumps(numbers_of(card)))
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -38,6 +38,23 @@ def test_known_answer_of_a_linear_map():
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
 
 
+def test_a_wide_spectrum_keeps_its_small_directions():
+    # Eigenvalues of the product spread over 16 decades: a threshold on them would cut true ones off.
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(96, 96)) / np.sqrt(96) * np.geomspace(1, 1e-4, 96)
+    a, b = (rng.normal(size=(n, 96)) @ mixing for n in (400, 500))
+    exact = frechet_distance_few(a, b)  # singular values, no square root of an eigenvalue
+    stats = FeatureStats.from_features(a), FeatureStats.from_features(b)
+    assert frechet_distance(*stats) == pytest.approx(exact, rel=1e-10)
+
+
+def test_singular_covariances_of_unknown_sample_count():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(30, 50)), rng.normal(size=(40, 50))
+    moments = [Moments(x.mean(0), np.cov(x, rowvar=False), None) for x in (a, b)]
+    assert frechet_distance(*moments) == pytest.approx(frechet_distance_few(a, b), rel=1e-6)
+
+
 def test_distance_to_itself_is_rounding(features):
     for n, d in ((500, 32), (40, 64)):
         stats = FeatureStats.from_features(features(n, d, seed=1))

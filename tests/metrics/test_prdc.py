@@ -110,6 +110,7 @@ def test_nearest_is_exact_and_names_the_copy():
     assert result.exact_copies == 2
     assert set(result.closest[:2]) == {(10, 33), (20, 44)}
     assert result.distances[:2] == (0.0, 0.0)
+    assert memorisation(fake.astype(np.float64), train).exact_copies == 2  # of whatever type
 
 
 def test_memorisation_is_neutral_for_new_images_and_sees_copies():
