@@ -1,6 +1,8 @@
 """EfficientNet-Lite0 with its real weights: it recognises photographs and equals timm's network."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +125,21 @@ def test_bad_weights(tmp_path):
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"not the weights of EfficientNetLite0: no '_conv_stem.weight'"):
         load_extractor("efficientnet_lite0", weights=tmp_path / "other.pth", verify=False)
+
+
+def test_precision_set_by_torchs_newer_switches_is_overruled_and_given_back():
+    """In a process of its own: torch cannot leave the newer switches once they were used."""
+    program = """
+import torch
+from hamgan.metrics.extractors import exact_float32
+torch.backends.fp32_precision = "tf32"
+knobs = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]
+before = [knob.fp32_precision for knob in knobs]
+with exact_float32(torch.device("cpu")):
+    inside = [knob.fp32_precision for knob in knobs]
+assert before == ["tf32"] * 4 and inside == ["ieee"] * 4, (before, inside)
+assert [knob.fp32_precision for knob in knobs] == before
+"""
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this torch has the older switches only")
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -95,3 +95,9 @@ def test_bad_features_are_refused_in_one_line(a, message, count, features):
     with pytest.raises(ValueError, match=message) as error:
         frechet_distance(a, features(count, 8, seed=1))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_equals_pytorch_fid_at_inceptions_width(features, pytorch_fid_distance):
+    a, b = features(4000, 2048, seed=1), features(3000, 2048, seed=2, shift=0.02)
+    assert frechet_distance(a, b) == pytest.approx(pytorch_fid_distance(a, b), rel=1e-9)

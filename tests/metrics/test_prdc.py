@@ -1,5 +1,8 @@
 """Precision, recall, density and coverage: exactly those of a dense float64 computation, ties and copies included."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -141,3 +144,21 @@ def test_bad_input():
         memorisation(x, x[:1])
     with pytest.raises(ValueError, match=r"widths 3 and 2 \(heldout\)"):
         memorisation(x, x, np.ones((4, 2)))
+
+
+@pytest.mark.slow
+def test_memory_stays_at_blocks():
+    """In a process of its own, since the peak is the process's: far below one dense 10k x 10k matrix of float64."""
+    program = """
+import resource, numpy as np
+from hamgan.metrics import prdc
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+rng = np.random.default_rng(0)
+real, fake = rng.standard_normal((10_000, 256), np.float32), rng.standard_normal((10_000, 256), np.float32)
+prdc(real[:600], fake[:600])
+before = peak()
+prdc(real, fake)
+assert peak() - before < 0.35, (before, peak())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
