@@ -67,7 +67,8 @@ def read(path: str | Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            # Cloned: the library maps the file, and a map of a file that is later cut short kills the process.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
     if metadata.get("format") != FORMAT:
@@ -87,9 +88,16 @@ def read(path: str | Path) -> Snapshot:
 
 
 def _skeleton(config: GeneratorConfig) -> Generator:
-    """Build a generator that has shapes and no values."""
-    with torch.device("meta"):
-        return Generator(config)
+    """Build a generator that has shapes and no values.
+
+    Raises:
+        ValueError: If the configuration asks for tensors larger than can be.
+    """
+    try:
+        with torch.device("meta"):
+            return Generator(config)
+    except RuntimeError as error:
+        raise ValueError(f"the generator's configuration cannot be built ({str(error).splitlines()[0]})") from None
 
 
 def _check_shapes(path: Path, skeleton: Generator, tensors: dict[str, torch.Tensor]) -> None:
@@ -106,7 +114,10 @@ def _check_shapes(path: Path, skeleton: Generator, tensors: dict[str, torch.Tens
 
 def _fill(config: GeneratorConfig, tensors: dict[str, torch.Tensor], path: Path) -> Generator:
     """Build the generator without memory of its own, check that the file's tensors fit, and give it those."""
-    generator = _skeleton(config)
+    try:
+        generator = _skeleton(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     _check_shapes(path, generator, tensors)
     generator.load_state_dict(tensors, assign=True)
     return generator.eval().requires_grad_(False)

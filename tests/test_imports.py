@@ -64,7 +64,9 @@ def test_imports_run_downwards(path: Path) -> None:
         other = place_of(name)
         if other is None or other == place:
             continue
-        same_room = {place, other} <= {"hamgan.training"} or (place == "hamgan.training.loop" and other == "hamgan.training")
+        same_room = {place, other} <= {"hamgan.training"} or (
+            place == "hamgan.training.loop" and other == "hamgan.training"
+        )
         below = LAYERS[other] < LAYERS[place]
         assert below or same_room, f"{module_of(path)} (layer {LAYERS[place]}) imports {name} (layer {LAYERS[other]})"
 

@@ -127,6 +127,8 @@ class TrainConfig:
     norm then sees the micro-batch only."""
     d_steps: int = 1
     """D steps a G step."""
+    anneal: float = 0.0
+    """Last fraction of the run over which both learning rates fall linearly towards 0; a longer duration moves it."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
     """Of the networks' convolutions; auto: bf16 where the device computes in it, else fp32."""
     compile: bool = False
@@ -161,10 +163,17 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.micro_batch < 0:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 0")
+        if not 0 <= self.anneal <= 1:
+            raise ValueError(f"anneal is {self.anneal}; it must be in [0, 1]")
         for name in ("resolution", "num_classes"):
             g, d = getattr(self.generator, name), getattr(self.discriminator, name)
             if g != d:
                 raise ValueError(f"generator.{name} is {g} and discriminator.{name} is {d}; they must be equal")
+
+    def learning_rate_factor(self, step: int, total_steps: int) -> float:
+        """Return what both learning rates are multiplied by in step number `step`, from 0, of `total_steps`."""
+        annealed = self.anneal * total_steps
+        return min(1.0, (total_steps - step) / annealed) if annealed else 1.0
 
     def micro_batches(self, world_size: int) -> tuple[int, int]:
         """Return (images a micro-batch, micro-batches a process) of a D step.

@@ -138,6 +138,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
     batches: Iterator[tuple[Tensor, Tensor]] = iter(loader)
     try:
         while run.step < total_steps:
+            set_learning_rates(run, config.learning_rate_factor(run.step, total_steps))
             for repeat in range(config.d_steps):
                 images, y = next(batches)
                 real = images.to(device, non_blocking=True).float().div_(127.5).sub_(1)
@@ -234,6 +235,12 @@ def _player(network: torch.nn.Module, optimizer: OptimizerConfig, compiled: bool
         fused=True,
     )
     return Player(network=network, call=torch.compile(network) if compiled else network, optimizer=adam)
+
+
+def set_learning_rates(run: Run, factor: float) -> None:
+    """Set both optimisers' learning rates to a multiple of the configured ones."""
+    for player, optimizer in ((run.G, run.config.g_optimizer), (run.D, run.config.d_optimizer)):
+        player.optimizer.param_groups[0]["lr"] = optimizer.lr * factor
 
 
 def state_of(run: Run) -> dict[str, Any]:

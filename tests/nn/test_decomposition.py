@@ -44,7 +44,9 @@ def test_the_one_step_gradient_holds_the_iterates_constant(kind: str) -> None:
 
     with torch.no_grad():
         found, coef = ham._iterate(x, bases)
-    (by_hand,) = torch.autograd.grad((torch.bmm(found, ham.last_coef(x, found, coef).transpose(1, 2)) * weight).sum(), x)
+    (by_hand,) = torch.autograd.grad(
+        (torch.bmm(found, ham.last_coef(x, found, coef).transpose(1, 2)) * weight).sum(), x
+    )
     assert torch.equal(one_step, by_hand)
 
     unrolled = KINDS[kind](rank=3, gradient="unrolled")
@@ -52,7 +54,9 @@ def test_the_one_step_gradient_holds_the_iterates_constant(kind: str) -> None:
     assert relative_error(through_all, one_step) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["NMF", "CD"])  # VQ's last assignment holds the norm of x constant: no derivative by design
+@pytest.mark.parametrize(
+    "kind", ["NMF", "CD"]
+)  # VQ's last assignment holds the norm of x constant: no derivative by design
 def test_the_unrolled_gradient_is_the_derivative(kind: str) -> None:
     ham = KINDS[kind](rank=2, train_steps=3, gradient="unrolled", inv_t=5.0)
     x, bases = positive(3, 1, 4, 6) + 0.1, positive(4, 1, 4, 2) + 0.1

@@ -183,7 +183,13 @@ def test_attention_starts_as_identity_and_mixes_all_pixels() -> None:
 def test_blocks_change_shape_as_named() -> None:
     def norm(channels: int) -> ConditionalBatchNorm:
         return ConditionalBatchNorm(
-            channels, condition="per_class", condition_dim=2, spectral_norm=EQUALITY, eps=1e-5, momentum=0.1, cross_replica=False
+            channels,
+            condition="per_class",
+            condition_dim=2,
+            spectral_norm=EQUALITY,
+            eps=1e-5,
+            momentum=0.1,
+            cross_replica=False,
         )
 
     g = GBlock(6, 4, spectral_norm=EQUALITY, norm=norm)

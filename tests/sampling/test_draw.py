@@ -1,0 +1,88 @@
+"""Samples depend on nothing but seed, class and snapshot."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hamgan.models.generator import Generator, GeneratorConfig
+from hamgan.sampling.draw import draw_images, to_uint8
+from hamgan.sampling.grid import GAP, make_grid
+from hamgan.sampling.latents import parse_classes, parse_seeds, seeded_latents
+from hamgan.sampling.output import write_samples
+
+
+@pytest.fixture
+def G(tiny_generator_config: GeneratorConfig) -> Generator:
+    torch.manual_seed(0)
+    network = Generator(tiny_generator_config).eval()
+    with torch.no_grad():
+        network.contexts[1].gate.fill_(1.0)
+    return network
+
+
+def test_an_image_is_the_same_whatever_is_drawn_beside_it(G: Generator) -> None:
+    seeds = list(range(100, 121))
+    classes = [seed % 3 for seed in seeds]
+    together = draw_images(G, seeds, classes)
+    assert together.shape == (21, 3, 32, 32) and together.dtype == torch.uint8
+    for index in (0, 7, 20):
+        assert torch.equal(draw_images(G, [seeds[index]], [classes[index]])[0], together[index])
+    backwards = draw_images(G, seeds[::-1], classes[::-1])
+    assert torch.equal(backwards.flip(0), together)
+    torch.manual_seed(99)
+    assert torch.equal(draw_images(G, seeds, classes), together)
+
+
+def test_truncation_draws_the_tail_again() -> None:
+    plain, cut = seeded_latents([1, 2], 500), seeded_latents([1, 2], 500, truncation=0.8)
+    inside = plain.abs() <= 0.8
+    assert cut.abs().max() <= 0.8 and torch.equal(cut[inside], plain[inside])
+    # Resampled, not clamped or scaled: nothing sits on the edge, and the middle keeps its density.
+    assert (cut.abs() > 0.799).float().mean() < 0.01
+    with pytest.raises(ValueError, match=r"truncation is 0\.0"):
+        seeded_latents([1], 4, truncation=0.0)
+
+
+def test_rounding_is_to_nearest() -> None:
+    levels = torch.arange(256)
+    assert torch.equal(to_uint8(levels / 127.5 - 1), levels.to(torch.uint8))
+    assert to_uint8(torch.tensor([-2.0, 2.0])).tolist() == [0, 255]
+
+
+def test_a_grid_holds_its_images() -> None:
+    images = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8)
+    grid = make_grid(images, 3)
+    assert grid.shape == (3, 8 + GAP, 18 + 2 * GAP)
+    assert torch.equal(grid[:, 4 + GAP : 8 + GAP, 6 + GAP : 12 + GAP], images[4])
+    assert (grid[:, :, 6 : 6 + GAP] == 255).all()
+
+
+def test_outputs_by_suffix(G: Generator, tmp_path: Path) -> None:
+    options = {"seeds": "3-4,9", "classes": "cat,2", "truncation": 0.9}
+    names = ("cat", "../dog", "bird")
+    write_samples(G, names, out=tmp_path / "deep" / "grid.png", **options)  # type: ignore[arg-type]
+    assert Image.open(tmp_path / "deep" / "grid.png").size == (3 * 32 + 2 * GAP, 2 * 32 + GAP)
+    write_samples(G, names, out=tmp_path / "s.npz", **options)  # type: ignore[arg-type]
+    with np.load(tmp_path / "s.npz") as file:
+        assert file["images"].shape == (6, 32, 32, 3)
+        assert file["labels"].tolist() == [0, 0, 0, 2, 2, 2] and file["seeds"].tolist() == [3, 4, 9] * 2
+        first = file["images"][4]
+    write_samples(G, names, seeds="4", classes="all", truncation=0.9, out=tmp_path / "folder")
+    written = sorted(path.name for path in (tmp_path / "folder").iterdir())
+    assert written == ["0000-cat-seed000004.png", "0001-_dog-seed000004.png", "0002-bird-seed000004.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "folder" / written[2])), first)
+
+
+def test_bad_seeds_and_classes_are_named() -> None:
+    assert parse_seeds("0-2,7, 9") == [0, 1, 2, 7, 9]
+    for text in ("", "a", "3-1", "-1", "1.5"):
+        with pytest.raises(ValueError, match="--seeds has"):
+            parse_seeds(text)
+    assert parse_classes("bird,0", ("cat", "dog", "bird"), 3) == [2, 0]
+    with pytest.raises(ValueError, match="--classes has 'brid'; .*did you mean 'bird'"):
+        parse_classes("brid", ("cat", "dog", "bird"), 3)
+    with pytest.raises(ValueError, match="allowed are 0 to 2"):
+        parse_classes("3", (), 3)

@@ -1,0 +1,211 @@
+"""A run: exact resume, signals, damaged and foreign files, and everything that does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hamgan import checkpoint, snapshot
+from hamgan.data.build import build
+from hamgan.models.discriminator import DiscriminatorConfig
+from hamgan.models.generator import GeneratorConfig
+from hamgan.training.augment import AugmentConfig
+from hamgan.training.config import DataConfig, LogConfig, TrainConfig
+from hamgan.training.loop import train
+from hamgan.training.run_folder import RunFolder
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(18):
+        folder = root / "source" / f"class{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    build(root / "source", root / "data.h5", resolution=32, resize="none", workers=1)
+    return root / "data.h5"
+
+
+@pytest.fixture
+def config(
+    data_file: Path, tiny_generator_config: GeneratorConfig, tiny_discriminator_config: DiscriminatorConfig
+) -> TrainConfig:
+    return TrainConfig(
+        duration="6 steps",
+        batch_size=8,
+        micro_batch=4,
+        d_steps=2,
+        anneal=0.5,
+        precision="bf16",
+        device="cpu",
+        data=DataConfig(path=str(data_file)),
+        generator=tiny_generator_config,
+        discriminator=tiny_discriminator_config,
+        augment=AugmentConfig(kinds=("color", "translation", "cutout")),
+        log=LogConfig(
+            stats_every="1 step",
+            grid_every="3 steps",
+            health_every="3 steps",
+            checkpoint_every="3 steps",
+            keep_checkpoints=3,
+            grid_columns=2,
+        ),
+    )
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    if isinstance(a, dict):
+        assert isinstance(b, dict) and a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where  # type: ignore[arg-type]
+    else:
+        assert a == b, where
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    return [(row["step"], row["d_loss"], row["g_loss"]) for row in rows if "d_loss" in row]
+
+
+def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train(config, preset="whole", root=tmp_path)
+    again = train(config, preset="again", root=tmp_path)
+    (again / "checkpoint-00000006.pt").unlink()  # as if killed after step 3's checkpoint, with later rows logged
+    resumed = train(config, preset="again", root=tmp_path)
+    assert resumed == again == tmp_path / "00001-again"
+    expected, got = (checkpoint.load(run / "checkpoint-00000006.pt") for run in (whole, resumed))
+    assert expected["step"] == 6 and expected["nimg"] == 96
+    assert_same(expected, got)
+    assert losses(whole) == losses(resumed) and [row[0] for row in losses(resumed)] == [1, 2, 3, 4, 5, 6]
+    grids = [(run / "samples" / "00000006.png").read_bytes() for run in (whole, resumed)]
+    assert grids[0] == grids[1]
+    assert (whole / "samples" / "real.png").is_file() and (whole / "environment.json").is_file()
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = replace(config, duration="2 steps", anneal=0.0)
+    run = train(short, preset="p", root=tmp_path)
+    capsys.readouterr()
+    assert train(short, preset="p", root=tmp_path) == run
+    assert "finished at step 2" in capsys.readouterr().out
+    assert train(replace(short, duration="3 steps"), preset="p", root=tmp_path) == run
+    assert "going on from step 2" in capsys.readouterr().out
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == [
+        "checkpoint-00000002.pt",
+        "checkpoint-00000003.pt",
+    ]
+    assert train(replace(short, seed=1), preset="p", root=tmp_path) == tmp_path / "00001-p"
+    shot = snapshot.read(snapshot.find(run))
+    assert shot.class_names == ("class0", "class1", "class2") and shot.provenance["step"] == 3
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(config, preset="p", root=tmp_path)
+    newest = run / "checkpoint-00000006.pt"
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2])
+    train(config, preset="p", root=tmp_path)
+    captured = capsys.readouterr()
+    assert "checkpoint-00000006.pt: truncated" in captured.err and "going on from step 3" in captured.out
+    checkpoint.verify(newest)
+    for path in run.glob("checkpoint-*.pt"):
+        path.write_bytes(b"x" * 1000)
+    with pytest.raises(ValueError, match="every checkpoint is damaged"):
+        train(config, preset="p", root=tmp_path)
+    assert all(path.read_bytes() == b"x" * 1000 for path in run.glob("checkpoint-*.pt"))
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_lost(config: TrainConfig, data_file: Path, tmp_path: Path) -> None:
+    run = train(replace(config, duration="1 step"), preset="p", root=tmp_path)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+    def refused(config: TrainConfig, message: str, run_dir: Path = run) -> None:
+        with pytest.raises((ValueError, OSError), match=message):
+            train(config, preset="p", run_dir=run_dir)
+
+    refused(replace(config, seed=7), r"another configuration: seed: 0 -> 7")
+    refused(replace(config, data=DataConfig(path=str(tmp_path / "no.h5"))), r"no\.h5: no training file; build it with")
+    two = {"num_classes": 2}
+    small = replace(
+        config, generator=replace(config.generator, **two), discriminator=replace(config.discriminator, **two)
+    )
+    refused(small, r"has 3 classes; generator\.num_classes is 2")
+    (tmp_path / "file").write_text("")
+    refused(config, r"file/run: the run folder cannot be written", run_dir=tmp_path / "file" / "run")
+    lock = RunFolder(run, config)
+    refused(config, "another process is training")
+    lock.close()
+    after = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    same = {name for name in before if name.endswith((".pt", ".safetensors", ".jsonl"))}
+    assert all(after[name] == before[name] for name in same)
+
+
+def test_divergence_stops_with_a_line(config: TrainConfig, tmp_path: Path) -> None:
+    hot = replace(config, g_optimizer=replace(config.g_optimizer, lr=1e30), precision="fp32")
+    with pytest.raises(ValueError, match="training diverged at step"):
+        train(hot, preset="p", root=tmp_path)
+
+
+def command(preset: Path, root: Path) -> list[str]:
+    return [sys.executable, "-m", "hamgan", "train", str(preset), "--root", str(root)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    config: TrainConfig, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    from hamgan.config import dump_toml
+
+    preset = tmp_path / "long.toml"
+    preset.write_text(dump_toml(replace(config, duration="100000 steps")))
+    process = subprocess.Popen(
+        command(preset, tmp_path / "runs"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    stats = tmp_path / "runs" / "00000-long" / "stats.jsonl"
+    deadline = time.monotonic() + 120
+    while not stats.is_file():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "the same command goes on" in out
+    saved = sorted((tmp_path / "runs" / "00000-long").glob("checkpoint-*.pt"))
+    assert checkpoint.load(saved[-1])["step"] == len({row[0] for row in losses(stats.parent)})
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(config: TrainConfig, tmp_path: Path) -> None:
+    from hamgan.config import dump_toml
+
+    preset = tmp_path / "pair.toml"
+    preset.write_text(dump_toml(replace(config, duration="2 steps", precision="fp32", micro_batch=0)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hamgan"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    together = subprocess.run(
+        [*launcher, "train", str(preset), "--root", str(tmp_path / "two")], env=environment, timeout=300, check=False
+    )
+    assert together.returncode == 0
+    alone = subprocess.run(command(preset, tmp_path / "one"), timeout=300, check=False)
+    assert alone.returncode == 0
+    one, two = (checkpoint.load(tmp_path / name / "00000-pair" / "checkpoint-00000002.pt") for name in ("one", "two"))
+    assert one["nimg"] == two["nimg"] == 32
+    # The same images, noise and synchronised batch norm; the hams' random bases alone are drawn by each process.
+    for name, tensor in one["D"].items():
+        assert torch.allclose(tensor, two["D"][name], atol=5e-3), name
