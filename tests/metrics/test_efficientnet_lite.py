@@ -85,6 +85,21 @@ def test_features_do_not_depend_on_the_callers_precision(extractor):
     assert torch.equal(plain.logits, hurried.logits)
 
 
+def test_features_do_not_depend_on_the_number_of_threads(extractor):
+    images = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            answers.append(extractor(images))
+            assert torch.get_num_threads() == threads  # given back
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(answers[0].pool, answers[1].pool)
+    assert torch.equal(answers[0].logits, answers[2].logits)
+
+
 def test_preprocessing_is_pillows_bicubic(extractor):
     image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(image.astype(np.float32)).resize((224, 224), Image.Resampling.BICUBIC))

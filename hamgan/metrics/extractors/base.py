@@ -1,6 +1,7 @@
 """One interface to every feature network: uint8 NCHW images in, float32 features out."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -50,7 +51,7 @@ class Extractor:
         weights_sha256: str,
         preprocess: Callable[[Tensor], Tensor],
         network: nn.Module,
-        cpu_batch: int = 8,
+        cpu_batch: int = 4,
     ) -> None:
         self.name = name
         self.protocol = protocol
@@ -90,15 +91,34 @@ class Extractor:
         """
         check_images(images)
         images = images.to(self.device)
-        parts = images.split(self.cpu_batch if images.device.type == "cpu" else len(images))
-        with torch.no_grad(), exact_float32(images.device):
-            answers = [self.network(self.preprocess(part)) for part in parts]
-        pool = torch.cat([pool for pool, _ in answers])
-        logits = None if self.num_classes is None else torch.cat([logits for _, logits in answers])
+        with exact_float32(images.device):
+            answers = self._on_cpu(images) if images.device.type == "cpu" else [self._see(images)]
+        pool = torch.cat([pool for pool, _ in answers])[: len(images)]
+        scores = [scores for _, scores in answers if scores is not None]
+        logits = torch.cat(scores)[: len(images)] if scores else None
         # One bad value here would later hang or poison every distance: find it while the batch is known.
         if not bool(torch.isfinite(pool).all()):
             raise ValueError(f"{self.name}: the features contain NaN or infinity; are the weights damaged?")
         return Features(pool, logits)
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            answer: tuple[Tensor, Tensor | None] = self.network(self.preprocess(images))
+        return answer
+
+    def _on_cpu(self, images: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        # Several small batches side by side, each on one thread, rather than several threads within each operation:
+        # on a busy machine those wait for each other a hundred times an image. And since kernels may sum in another
+        # order for other sizes and numbers of threads, all batches are of one size, the last one filled up: an image's
+        # features are then the same to the last bit in any company and on any number of cores.
+        missing = -len(images) % self.cpu_batch
+        images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images
+        parts, threads = images.split(self.cpu_batch), torch.get_num_threads()
+        if threads == 1 or len(parts) == 1:
+            with _threads(1):
+                return [self._see(part) for part in parts]
+        with _threads(1), ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self._see, parts))
 
 
 def check_images(images: Tensor) -> None:
@@ -134,6 +154,16 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     """
     with torch.autocast(device.type, enabled=False), _full_precision(), _deterministic_cudnn():
         yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -78,7 +78,6 @@ def _efficientnet_lite0(protocol: str, weights: str | Path | None, verify: bool)
         weights_sha256=digest,
         preprocess=efficientnet_lite.preprocess,
         network=network.to(memory_format=torch.channels_last),
-        cpu_batch=4,
     )
 
 
