@@ -21,7 +21,7 @@ from hamgan.data.open_source import open_source
 from hamgan.data.pool import Task, build_blocks
 from hamgan.data.resample import RESIZES
 from hamgan.data.source import Source
-from hamgan.data.staging import Block, Staging
+from hamgan.data.staging import Block, Staging, sweep
 from hamgan.data.unpack import remove_copies
 
 # Room for the header, asked for when free disk is checked.
@@ -89,7 +89,11 @@ def build(
     out = Path(out).expanduser()
     part = parse_shard(shard)
     _check_arguments(resolution, resize, background, workers, split, out)
-    images = open_source(source, labels=labels, classes=classes, split=split, scratch=out)
+    try:
+        images = open_source(source, labels=labels, classes=classes, split=split, scratch=out)
+    except (ValueError, OSError):
+        remove_copies(out)
+        raise
     for note in images.notes:
         print(note)
     plan = {
@@ -102,6 +106,8 @@ def build(
     }
     if not overwrite and out.exists():
         header = _finished(out, plan, skip_bad)
+        sweep(out)
+        remove_copies(out)
         print(f"{out} is already there, built from the same images in the same way")
         return _summary(out, header, started, found=True)
     first, last = len(images) * (part[0] - 1) // part[1], len(images) * part[0] // part[1]

@@ -74,12 +74,17 @@ class Header:
             "source": self.source,
             "source_fingerprint": self.source_fingerprint,
             "shard": list(self.shard),
-            "parts": json.dumps(self.parts),
         }
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """Number of images of each class."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype("<i8")
 
     def checksum(self) -> int:
         """CRC32 over all of the header."""
-        text = json.dumps([self.attributes(), self.class_names, self.missing], sort_keys=True, ensure_ascii=True)
+        text = json.dumps(
+            [self.attributes(), self.class_names, self.missing, self.parts], sort_keys=True, ensure_ascii=True
+        )
         crc = zlib.crc32(text.encode())
         crc = zlib.crc32(self.labels.astype("<i8").data, crc)
         return zlib.crc32(self.block_crc32.astype("<u4").data, crc)
@@ -134,18 +139,21 @@ def _create_virtual(file: h5py.File, shape: tuple[int, ...], parts: list[tuple[s
 def _write_header(file: h5py.File, header: Header) -> None:
     file["labels"] = header.labels.astype("<i8")
     file["class_names"] = _strings(list(header.class_names))
-    file["class_counts"] = np.bincount(header.labels, minlength=len(header.class_names)).astype("<i8")
+    file["class_counts"] = header.class_counts()
     file["block_crc32"] = header.block_crc32.astype("<u4")
     if header.missing:
         file["missing_keys"] = _strings([key for key, _ in header.missing])
         file["missing_reasons"] = _strings([reason for _, reason in header.missing])
+    if header.parts:
+        file["part_names"] = _strings([name for name, _ in header.parts])
+        file["part_counts"] = np.asarray([count for _, count in header.parts], "<i8")
     for name, value in header.attributes().items():
-        file.attrs[name] = value
+        file.attrs[name] = _strings([value])[0] if isinstance(value, str) else value
     file.attrs["header_crc32"] = header.checksum()
 
 
 def _strings(values: list[str]) -> NDArray[np.bytes_]:
-    """Fixed-length UTF-8: variable-length strings would lie in a heap that nothing checksums."""
+    """Fixed-length UTF-8: variable-length strings lie in a heap without checksum; a flipped byte there hangs HDF5."""
     encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     length = max(1, *(len(value) for value in encoded))
     return np.asarray(encoded, h5py.string_dtype("utf-8", length))
@@ -157,9 +165,12 @@ def read_header(file: h5py.File, path: Path) -> Header:
     Raises:
         ValueError: If the file is of a newer version, lacks a part or its header is damaged.
     """
-    if str(file.attrs.get("format", "")) != FORMAT:
-        raise ValueError(f"{path}: not a hamgan training file")
-    version = int(file.attrs["version"])
+    try:
+        kind, version = _text(file, "format"), int(file.attrs["version"])
+    except (KeyError, RuntimeError, OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a hamgan training file, or a damaged one ({_first_line(error)})") from None
+    if kind != FORMAT:
+        raise ValueError(f"{path}: not a hamgan training file (its format is {kind!r})")
     if version > VERSION:
         raise ValueError(
             f"{path}: format version {version} is newer than {VERSION}, the newest that this hamgan reads; update it"
@@ -170,23 +181,30 @@ def read_header(file: h5py.File, path: Path) -> Header:
             labels=file["labels"][...].astype(np.int64),
             class_names=tuple(_read_strings(file["class_names"])),
             block_crc32=file["block_crc32"][...].astype(np.uint32),
-            resize=str(file.attrs["resize"]),
+            resize=_text(file, "resize"),
             background=_integers(file, "background", 3),
-            source=str(file.attrs["source"]),
-            source_fingerprint=str(file.attrs["source_fingerprint"]),
+            source=_text(file, "source"),
+            source_fingerprint=_text(file, "source_fingerprint"),
             shard=_integers(file, "shard", 2),
             block_images=int(file.attrs["block_images"]),
-            creator=str(file.attrs["creator"]),
-            parts=[(str(name), int(count)) for name, count in json.loads(file.attrs["parts"])],
+            creator=_text(file, "creator"),
         )
         if "missing_keys" in file:
             header.missing = list(zip(_read_strings(file["missing_keys"]), _read_strings(file["missing_reasons"])))
+        if "part_names" in file:
+            header.parts = list(zip(_read_strings(file["part_names"]), file["part_counts"][...].tolist()))
         expected = int(file.attrs["header_crc32"])
-    except (KeyError, OSError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged header ({error})") from None
-    if header.checksum() != expected:
+        counts = file["class_counts"][...]
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged header ({_first_line(error)})") from None
+    if header.checksum() != expected or not np.array_equal(counts, header.class_counts()):
         raise ValueError(f"{path}: damaged header (its CRC32 is not {expected:08x})")
     return header
+
+
+def _text(file: h5py.File, name: str) -> str:
+    value = file.attrs[name]
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _integers(file: h5py.File, name: str, count: int) -> Any:

@@ -45,12 +45,16 @@ class TrainingFile:
         self.path = Path(path)
         self.header: Header | None = None
         with file_format.open_hdf5(self.path) as file:
-            if "format" in file.attrs:
+            try:
+                names, ours = list(file), "format" in file.attrs
+            except RuntimeError as error:
+                raise ValueError(f"{self.path}: damaged ({error})") from None
+            if ours:
                 self._describe(file_format.read_header(file, self.path))
-            elif "imgs" in file and "labels" in file:
+            elif "imgs" in names and "labels" in names:
                 self._describe_foreign(file)
             else:
-                found = ", ".join(file) or "nothing"
+                found = ", ".join(names) or "nothing"
                 raise ValueError(f"{self.path}: not a training file (it holds {found}, not images or imgs and labels)")
         self.num_images = len(self.labels)
         self.num_classes = len(self.class_names)

@@ -1,5 +1,6 @@
 """Batches for training: gathered ahead of time by a thread, uint8, ready to be copied to the device."""
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ class BatchLoader(Iterator[Batch]):
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(num_prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="BatchLoader", daemon=True)
+        atexit.register(self._stop.set)  # torch must not be called while the interpreter goes down
         self._thread.start()
 
     def __next__(self) -> Batch:
@@ -120,6 +122,7 @@ class BatchLoader(Iterator[Batch]):
     def close(self) -> None:
         """Stop the thread; may be called twice."""
         self._stop.set()
+        atexit.unregister(self._stop.set)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -128,6 +131,3 @@ class BatchLoader(Iterator[Batch]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        self._stop.set()

@@ -5,6 +5,7 @@ Large arrays are handed over as a stream, so that SVHN's gigabytes need not fit 
 Source: MathWorks, "MAT-File Format", level 5.
 """
 
+import contextlib
 import math
 import struct
 import zlib
@@ -60,6 +61,14 @@ class _Inflated:
         return data
 
 
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, struct.error, zlib.error, IndexError) as error:
+        raise ValueError(f"{path}: damaged or truncated ({error})") from None
+
+
 class Variable:
     """One variable of a file.
 
@@ -69,8 +78,8 @@ class Variable:
         kind: Its class: 1 cell, 2 struct, 4 text, 6..15 numbers.
     """
 
-    def __init__(self, stream: _Stream, order: str) -> None:
-        self._stream, self._order = stream, order
+    def __init__(self, stream: _Stream, order: str, path: Path) -> None:
+        self._stream, self._order, self._path = stream, order, path
         flags = self._element()
         self.kind = int(flags[0]) & 0xFF
         self.shape = tuple(int(v) for v in self._element())
@@ -93,24 +102,30 @@ class Variable:
             raise ValueError(f"unknown element type {kind}")
         return np.frombuffer(data[:length], self._order + _TYPES[kind])
 
-    def copy_bytes(self, target: IO[bytes]) -> int:
-        """Copy an array of bytes as it lies in the file (first index fastest); return their number.
+    def copy_bytes(self, target: IO[bytes]) -> None:
+        """Copy an array of bytes as it lies in the file (first index fastest).
 
         Raises:
             ValueError: If the elements are not bytes.
         """
-        kind, length, data = self._tag()
-        if kind != 2:
-            raise ValueError(f"variable {self.name} is not uint8")
-        if data:
+        with _damage_named(self._path):
+            kind, length, data = self._tag()
+            if kind != 2:
+                raise ValueError(f"variable {self.name} is not uint8")
             target.write(data[:length])
-            return length
-        for start in range(0, length, _CHUNK):
-            target.write(_exactly(self._stream, min(_CHUNK, length - start)))
-        return length
+            for start in range(0, length if not data else 0, _CHUNK):
+                target.write(_exactly(self._stream, min(_CHUNK, length - start)))
 
     def value(self) -> Any:
-        """Return an array, a text, a list (cell) or a list of dicts (struct)."""
+        """Return an array, a text, a list (cell) or a list of dicts (struct).
+
+        Raises:
+            ValueError: If the file is damaged or the variable of a class that is not read.
+        """
+        with _damage_named(self._path):
+            return self._value()
+
+    def _value(self) -> Any:
         count = math.prod(self.shape)
         if self.kind == _CHAR:
             return "".join(chr(v) for v in self._element())
@@ -129,7 +144,7 @@ class Variable:
         kind, length, _ = self._tag()
         if kind != _MATRIX:
             raise ValueError(f"unknown element type {kind}")
-        return Variable(self._stream, self._order).value() if length else np.empty((0, 0))
+        return Variable(self._stream, self._order, self._path)._value() if length else np.empty((0, 0))
 
 
 def _exactly(stream: _Stream, count: int) -> bytes:
@@ -150,8 +165,8 @@ def variables(path: Path) -> Iterator[Variable]:
         if len(header) < 128 or header[126:128] not in (b"IM", b"MI"):
             raise ValueError(f"{path}: not a MATLAB 5 file")
         order = "<" if header[126:128] == b"IM" else ">"
-        try:
-            while tag := file.read(8):
+        while tag := file.read(8):
+            with _damage_named(path):
                 kind, length = struct.unpack(order + "II", tag)
                 start = file.tell()
                 if kind == _COMPRESSED:
@@ -161,7 +176,6 @@ def variables(path: Path) -> Iterator[Variable]:
                     stream = file
                 if kind != _MATRIX:
                     raise ValueError(f"unknown element type {kind}")
-                yield Variable(stream, order)
-                file.seek(start + length)
-        except (ValueError, struct.error, zlib.error, IndexError) as error:
-            raise ValueError(f"{path}: damaged or truncated ({error})") from None
+                variable = Variable(stream, order, path)
+            yield variable
+            file.seek(start + length)

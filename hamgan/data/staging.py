@@ -194,6 +194,16 @@ class Staging:
         self._data = self._journal = -1
 
 
+def sweep(out: Path) -> None:
+    """Delete what a builder left that was killed right after its file got its name."""
+    journal = out.with_name(out.name + ".partial.journal")
+    if journal.exists():
+        fd = os.open(journal, os.O_RDONLY)
+        if lock(fd, fcntl.LOCK_EX):
+            journal.unlink(missing_ok=True)
+        os.close(fd)
+
+
 def seal(path: Path, fd: int, header: Header) -> None:
     """Put the header around pixels that are in place, flush all to disk and check the header. May be repeated.
 

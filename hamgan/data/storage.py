@@ -65,7 +65,11 @@ class Mapped(Storage):
 
     def gather(self, indices: NDArray[np.int64], out: Pixels) -> None:
         """Copy images into `out`; releases the GIL while copying."""
-        rows = np.empty((len(indices), out[:1].size), np.uint8) if self._nchw else out.reshape(len(indices), -1)
+        rows = (
+            np.empty((len(indices), out.shape[1] ** 2 * 3), np.uint8)
+            if self._nchw
+            else out.reshape(len(indices), out.shape[1] ** 2 * 3)
+        )
         if len(self._runs) == 1:
             # mode "clip" writes straight into `out`; "raise" would go through a buffer.
             np.take(self._runs[0], indices, axis=0, out=rows, mode="clip")

@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
-from conftest import encode, noise, png16, smooth
 from PIL import Image, ImageOps
+from tiny_images import encode, noise, png16, smooth
 
 from hamgan.data import decode as decode_module
 from hamgan.data.decode import decode

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import noise, smooth
 from PIL import Image
+from tiny_images import noise, smooth
 
 from hamgan.data.resample import resize_square, resize_weights
 

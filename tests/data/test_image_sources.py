@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import encode, noise, write_class_folders
 from matwriter import mat_file
+from tiny_images import encode, noise, write_class_folders
 
 from hamgan.data.open_source import open_source
 from hamgan.data.source import Source
