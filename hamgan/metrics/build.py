@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hamgan import dist
-from hamgan.metrics.collect import batches, claim
+from hamgan.metrics.collect import batches, claim, together
 from hamgan.metrics.extractors.base import Extractor
 from hamgan.metrics.reference import Reference, StatsMeta, features_path, load_statistics, now, save_statistics
 from hamgan.metrics.sources import ImageSource, IntArray, spans
@@ -90,18 +90,13 @@ def build_statistics(
         done = {chunk for part in _parts(work) for chunk in part.done.tolist()}
     done = dist.from_rank0(done)
     chunks = [(i, n) for i, n in enumerate(spans(0, images.num_images, chunk_size)) if i not in done]
-    _see(images, extractor, chunks[dist.rank() :: dist.world_size()], work, keep_features, batch_size, progress)
-    dist.barrier()
-    problem, reference = None, None
-    if dist.is_main():
-        try:
+    with together():
+        _see(images, extractor, chunks[dist.rank() :: dist.world_size()], work, keep_features, batch_size, progress)
+    reference = None
+    with together():
+        if dist.is_main():
             known = description or Description()
             reference = _finish(images, extractor, out, work, known, chunk_size, keep_features)
-        except (ValueError, OSError) as error:
-            problem = error
-    problem = dist.from_rank0(problem)
-    if problem is not None:
-        raise problem
     return reference
 
 

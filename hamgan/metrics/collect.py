@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def collect(
     chunks = list(enumerate(spans(0, images.num_images, chunk_size)))[dist.rank() :: dist.world_size()]
     done: dict[int, Arrays] = {}
     total = sum(len(numbers) for _, numbers in chunks)
-    with tqdm(total=total, unit="img", desc="extracting", disable=not (progress and dist.is_main())) as bar:
+    bar = tqdm(total=total, unit="img", desc="extracting", disable=not (progress and dist.is_main()))
+    with together(), bar:
         for chunk, numbers in chunks:
             path = None if work_dir is None else work_dir / f"chunk-{chunk:06d}.npz"
             arrays = _stored(path)
@@ -96,15 +98,10 @@ def collect(
                 bar.update(len(numbers))
             done[chunk] = arrays
     everything = gather(done)
-    problem, collected = None, None
-    if everything is not None:
-        try:
+    collected = None
+    with together():
+        if everything is not None:
             collected = _join(everything, score)
-        except ValueError as error:
-            problem = error
-    problem = dist.from_rank0(problem)
-    if problem is not None:
-        raise problem
     return collected
 
 
@@ -175,6 +172,26 @@ def _join(done: dict[int, Arrays], score: InceptionScore | None) -> Collected:
     return Collected(pool, None if labels[0] < 0 else labels, score, height, width)
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Let all processes finish a piece of work, and all raise what one of them met.
+
+    Else the others would wait for results that never come, and the line that says why could be lost.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        problem = error
+    problems: list[Exception | None] = [problem]
+    if dist.world_size() > 1:
+        problems = [None] * dist.world_size()
+        torch_dist.all_gather_object(problems, problem)
+    first = next((found for found in problems if found is not None), None)
+    if first is not None:
+        raise first
+
+
 def gather(done: dict[int, Arrays]) -> dict[int, Arrays] | None:
     """Bring every process's chunks to rank 0; None on the others."""
     if dist.world_size() == 1:
@@ -213,22 +230,17 @@ def claim(work_dir: Path, plan: dict[str, Any]) -> None:
     if plan["images"] is None:
         raise ValueError(f"{work_dir}: resuming needs a fingerprint of the images, these have none")
     path = work_dir / "plan.json"
-    problem = None
-    if dist.is_main():
-        try:
-            work_dir.mkdir(parents=True, exist_ok=True)
-            if path.is_file():
-                problem = _other_plan(work_dir, plan, path.read_text())
-            else:
-                write_atomically(path, lambda file: file.write(json.dumps(plan, indent=1).encode()))
-        except OSError as error:
-            problem = str(error)
-    problem = dist.from_rank0(problem)  # also: nobody looks for chunks before the folder is claimed
-    if problem is not None:
-        raise ValueError(problem)
+    with together():  # also: nobody looks for chunks before the folder is claimed
+        if not dist.is_main():
+            return
+        work_dir.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            _check_plan(work_dir, plan, path.read_text())
+        else:
+            write_atomically(path, lambda file: file.write(json.dumps(plan, indent=1).encode()))
 
 
-def _other_plan(work_dir: Path, plan: dict[str, Any], text: str) -> str | None:
+def _check_plan(work_dir: Path, plan: dict[str, Any], text: str) -> None:
     try:
         begun = json.loads(text)
     except json.JSONDecodeError:
@@ -236,5 +248,4 @@ def _other_plan(work_dir: Path, plan: dict[str, Any], text: str) -> str | None:
     for key, value in plan.items():
         if begun.get(key) != value:
             was = f"{key} = {begun.get(key)!r}, now {value!r}"
-            return f"{work_dir}: holds partial results with {was}; remove the folder or choose another"
-    return None
+            raise ValueError(f"{work_dir}: holds partial results with {was}; remove the folder or choose another")

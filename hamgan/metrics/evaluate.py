@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hamgan import dist
 from hamgan.metrics.card import Card
-from hamgan.metrics.collect import Collected, collect
+from hamgan.metrics.collect import Collected, collect, together
 from hamgan.metrics.extractors.base import Extractor
 from hamgan.metrics.inception_score import InceptionScore
 from hamgan.metrics.measure import Measurement
 from hamgan.metrics.protocols import EvaluationSettings, Protocol
 from hamgan.metrics.reference import Reference, StoredFeatures, check_comparable, now, versions
-from hamgan.metrics.sources import DrawnImages, FirstImages, ImageSource, IntArray, SequentialImages
+from hamgan.metrics.sources import ChosenImages, DrawnImages, ImageSource, IntArray, SequentialImages
 
 Labelled = tuple[Tensor, IntArray | Tensor | None]
 Images = ImageSource | Callable[[IntArray], Labelled] | Iterable[Tensor | Labelled]
@@ -85,9 +85,9 @@ def evaluate(
         work_dir=work_dir,
         progress=progress,
     )
-    outcome: Card | ValueError | None = None
-    if collected is not None:
-        try:
+    card = Card()
+    with together():
+        if collected is not None:
             side = collected.height if collected.height == collected.width else None
             check_comparable(reference, extractor, side)
             card = _measure(collected, reference, extractor, source, settings, train, heldout, progress)
@@ -95,18 +95,11 @@ def evaluate(
             card.depends_on = _dependencies(
                 collected, reference, extractor, source, settings, protocol, provenance or {}
             )
-            outcome = card
-        except ValueError as error:
-            outcome = error
-    outcome = dist.from_rank0(outcome)  # an error too: else the others would wait for a card that never comes
-    if isinstance(outcome, ValueError):
-        raise outcome
-    assert outcome is not None
-    return outcome
+    return dist.from_rank0(card)
 
 
 def as_source(images: Images, num_images: int | None) -> ImageSource:
-    """Make a source of what the caller has.
+    """Make a source of what the caller has; of a source that holds more images, a random part.
 
     Raises:
         ValueError: If the number of images is unknown, or larger than what a source holds.
@@ -116,7 +109,9 @@ def as_source(images: Images, num_images: int | None) -> ImageSource:
             return images
         if num_images > images.num_images:
             raise ValueError(f"num_images = {num_images}, but the source holds {images.num_images}")
-        return FirstImages(images, num_images)
+        if isinstance(images, DrawnImages | SequentialImages):
+            raise ValueError(f"num_images = {num_images}, but the images were announced as {images.num_images}")
+        return ChosenImages(images, num_images)
     if num_images is None:
         raise ValueError("num_images: needed for images from a function or an iterable")
     return DrawnImages(images, num_images) if callable(images) else SequentialImages(images, num_images)

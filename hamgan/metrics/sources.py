@@ -49,24 +49,28 @@ class ImageSource(ABC):
         """Return the images of these numbers, in this order."""
 
 
-class FirstImages(ImageSource):
-    """The first images of a source.
+class ChosenImages(ImageSource):
+    """A random part of a source, in its order: the first images would be those of the first classes.
 
     Args:
         source: Has at least that many.
-        num_images: How many to take.
+        num_images: How many to choose.
+        seed: Of numpy's RandomState.
     """
 
-    def __init__(self, source: ImageSource, num_images: int) -> None:
+    def __init__(self, source: ImageSource, num_images: int, seed: int = 2020) -> None:
         self._source = source
+        self._chosen = np.sort(np.random.RandomState(seed).permutation(source.num_images)[:num_images])
         self.num_images = num_images
         self.class_names = source.class_names
         self.fingerprint = source.fingerprint
+        if source.fingerprint is not None:
+            self.fingerprint = hashlib.sha256(f"{source.fingerprint} {num_images} {seed}".encode()).hexdigest()
         self.reads_ahead = source.reads_ahead
 
     def __call__(self, indices: IntArray) -> Batch:
         """Ask the source."""
-        return self._source(indices)
+        return self._source(self._chosen[indices])
 
 
 class DrawnImages(ImageSource):

@@ -38,6 +38,13 @@ def numbers_of(card):
     return {name: number.value for name, number in card.numbers.items()}
 
 
+def bad_on_one(numbers):
+    if 17 in numbers:
+        assert torch_dist.get_rank() == 1
+        raise ValueError("image 17 is bad")
+    return draw(numbers)
+
+
 def check_all_reduce(rank, world_size):
     x = np.random.default_rng(0).normal(size=(50, 6)) + 1e3
     shares = np.split(x, [0] + [30] * (world_size - 2)) if world_size > 2 else [x[:0], x]  # rank 0 has seen nothing
@@ -62,6 +69,8 @@ def one_of_several(rank, world_size, port, path, answer):
         growing = DrawnImages(lambda numbers: labelled_images(len(numbers), seed=0, size=8 + int(numbers[0] >= 32)), 40)
         with pytest.raises(ValueError, match="mixed sizes: 8x8 and 9x9"):  # on all, though only rank 0 can know
             run(reference, tiny, growing, dataclasses.replace(SETTINGS, num_images=40))
+        with pytest.raises(ValueError, match="image 17 is bad"):  # on all, though only rank 1 has met it
+            run(reference, tiny, DrawnImages(bad_on_one, 90))
         check_all_reduce(rank, world_size)
         with pytest.raises(ValueError, match="serves one process only"):
             run(reference, tiny, [draw(np.arange(90))])

@@ -197,7 +197,15 @@ def test_what_evaluate_accepts():
         as_source([images], None)
     with pytest.raises(ValueError, match="num_images = 11, but the source holds 10"):
         as_source(ArrayImages(images), 11)
-    assert as_source(ArrayImages(images), 4).num_images == 4
+    part, again = (as_source(ArrayImages(images, labels), 4) for _ in range(2))
+    batch = part(np.arange(4))
+    where = [int((images == image).all(dim=(1, 2, 3)).nonzero()) for image in batch.images]
+    assert where == sorted(set(where)) != [0, 1, 2, 3]  # not the first ones, which may all be of one class
+    assert batch.labels.tolist() == labels[where].tolist()
+    assert torch.equal(batch.images, again(np.arange(4)).images)
+    assert part.fingerprint == again.fingerprint != ArrayImages(images).fingerprint
+    with pytest.raises(ValueError, match="were announced as 9"):
+        as_source(DrawnImages(lambda numbers: (images[numbers], None), 9), 4)
     assert isinstance(as_source(lambda numbers: (images[numbers], None), 4), DrawnImages)
     with pytest.raises(ValueError, match="got 3, expected 2"):
         DrawnImages(lambda numbers: (images[:3], None), 5)(np.arange(2))
