@@ -26,6 +26,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def prepare(device: torch.device) -> None:
+    """Set what torch keeps for the whole process: TF32 products and measured convolution algorithms on a GPU."""
+    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
 def computes_bf16(device: torch.device) -> bool:
     """Say whether the device has bfloat16 arithmetic, not only its emulation."""
     if device.type == "cuda":

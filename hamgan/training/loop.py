@@ -23,7 +23,7 @@ from hamgan.sampling.grid import make_grid, save_png
 from hamgan.training import health, run_folder
 from hamgan.training.augment import flip
 from hamgan.training.config import OptimizerConfig, TrainConfig, parse_duration
-from hamgan.training.device import resolve_autocast, resolve_device
+from hamgan.training.device import prepare, resolve_autocast, resolve_device
 from hamgan.training.ema import update_ema
 from hamgan.training.noise import NoiseSource
 from hamgan.training.progress import Averages, Progress, Schedule, SignalWatch
@@ -79,6 +79,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
         Stopped: On SIGINT or SIGTERM, after the step is finished and all is saved.
     """
     device = resolve_device(config.device)
+    prepare(device)
     dist.init(device)
     micro_size, num_micro = config.micro_batches(dist.world_size())
     precision, autocast = resolve_autocast(config.precision, device)
@@ -209,9 +210,6 @@ def open_data(config: TrainConfig) -> TrainingFile:
 def build_run(config: TrainConfig, device: torch.device, data: TrainingFile) -> Run:
     """Build networks and optimisers, the same on every process."""
     torch.manual_seed(config.seed)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     G = Generator(config.generator).to(device).to(memory_format=torch.channels_last)
     D = Discriminator(config.discriminator).to(device).to(memory_format=torch.channels_last)
     dist.broadcast_module(G)
