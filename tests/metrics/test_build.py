@@ -114,6 +114,17 @@ def test_only_like_is_merged_with_like(tmp_path, images, tiny):
         merge_statistics([tmp_path / "a.npz", tmp_path / "bare.npz"], tmp_path / "c.npz")
 
 
+def test_images_that_grew_between_two_starts_are_noticed(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(build_module, "_SAVE_EVERY", 0.0)
+    small, large = (ArrayImages(*labelled_images(20, seed=0, size=size)) for size in (8, 9))
+    large.fingerprint = small.fingerprint
+    options = {"chunk_size": 5, "batch_size": 5, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        build_statistics(Interrupted(small, 12), tiny, tmp_path / "out.npz", **options)
+    with pytest.raises(ValueError, match="images of mixed sizes: 8x8 and 9x9"):
+        build_statistics(large, tiny, tmp_path / "out.npz", **options)
+
+
 def test_bad_input(tmp_path, images, tiny):
     with pytest.raises(ValueError, match=r"named \*\.npz"):
         build_statistics(images, tiny, tmp_path / "out.txt")

@@ -54,6 +54,7 @@ def test_reader_is_linear_discriminant_analysis(sample):
     mahalanobis = np.einsum("nkd,de,nke->nk", difference, precision, difference)
     np.testing.assert_array_equal(reader.predict(real), mahalanobis.argmin(axis=1))
     assert not reader.present[4]
+    assert reader.predict(np.zeros((1, 10)))[0] != 4  # where every class that was seen scores below zero
 
 
 def test_fewer_samples_than_features_still_reads():

@@ -43,7 +43,8 @@ def test_picture_shows_the_images_that_the_card_names(reference, tiny, training,
     draw_picture(card, tmp_path / "card.png", images, training=training)
     shown = np.asarray(Image.open(tmp_path / "card.png"))
     row = card.classes[0]
-    for numbers, source in ((row.examples[:2], images), ((7,), images), ((11,), training)):
+    other = card.closest[1]
+    for numbers, source in ((row.examples[:2], images), ((7, other[0]), images), ((11, other[1]), training)):
         for number in numbers:
             pixels = source(np.array([number])).images[0].permute(1, 2, 0)
             tile = torch.repeat_interleave(torch.repeat_interleave(pixels, 12, 0), 12, 1).numpy()

@@ -33,12 +33,15 @@ def cases():
     copied[:120] = real[:120]
     collapsed[:] = real[3]
     mixed[:90] = real[90:180]
+    cluster = real.copy()
+    cluster[:100] = real[0] + 1e-5 * rng.normal(size=(100, 24)).astype(np.float32)
     near = real[5] + 1e-6 * rng.normal(size=fake.shape).astype(np.float32)
     return {
         "plain": (real, fake),
         "copies of real images": (real, copied),
         "one image only": (real, collapsed),
         "nearly one image": (real, near),
+        "a tight cluster far from the mean": (cluster, fake),
         "duplicates on both sides": (mixed, np.concatenate([mixed[:60], fake[:100]])),
         "a lattice full of ties": (real.round(), fake.round()),
         "far from the origin": (real + 1e4, fake + 1e4),
@@ -56,6 +59,16 @@ def test_equals_the_dense_computation_exactly(name, inclusive, monkeypatch):
     expected = dense(real, fake, k, inclusive)
     assert (result.precision, result.recall, result.density, result.coverage) == expected
     assert (result.num_real, result.num_fake, result.k) == (len(real), len(fake), k)
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_every_radius_is_exact(name):
+    real, fake = cases()[name]
+    points, queries = (PointSet(x, centre=real.mean(0, dtype=np.float64)) for x in (real, fake))
+    radius, _ = kth_neighbour(points, points, 5)
+    np.testing.assert_array_equal(radius[points.inverse], np.sort(squared_distances(real, real), axis=1)[:, 5])
+    radius, _ = kth_neighbour(queries, points, 1)
+    np.testing.assert_array_equal(radius[queries.inverse], squared_distances(fake, real).min(axis=1))
 
 
 def test_float64_features_are_taken_at_their_word():
@@ -126,10 +139,11 @@ def test_memorisation_is_neutral_for_new_images_and_sees_copies():
     alone = memorisation(rng.normal(size=(800, 6)), train)
     assert alone.near_share == pytest.approx(0.05, abs=4 * 0.05**0.5 / 800**0.5)
     assert alone.calibration == "leave-one-out"
-    copies = memorisation(train[:400] + 1e-3 * rng.normal(size=(400, 6)), train, heldout)
-    assert copies.near_share > 0.95
-    assert copies.nearer_probability > 0.99
-    assert copies.exact_copies == 0
+    for known in (heldout, None):
+        copies = memorisation(train[:400] + 1e-3 * rng.normal(size=(400, 6)), train, known)
+        assert copies.near_share > 0.95
+        assert copies.nearer_probability > 0.99
+        assert copies.exact_copies == 0
 
 
 def test_bad_input():
