@@ -40,8 +40,9 @@ sample: $(INSTALLED) ## draw samples of the newest run (or RUN) into OUT
 	$(if $(RUN),,$(error there is no run yet: make train))
 	$(BIN)/hamgan sample $(RUN) --out $(OUT) $(ARGS)
 
-eval: ## measure the newest run (the metrics' command comes with the evaluation step)
-	@echo "make eval: FID and Inception Score come with the evaluation step; hamgan.metrics has the library" >&2; exit 2
+eval: $(INSTALLED) ## measure the newest run (or RUN) against its training file
+	$(if $(RUN),,$(error there is no run yet: make train))
+	$(BIN)/hamgan eval $(RUN) $(ARGS)
 
 test: $(INSTALLED) ## run the fast tests
 	$(BIN)/pytest -m "not slow" $(ARGS)

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from hamgan.data.build import build
 from hamgan.models.discriminator import DiscriminatorConfig
 from hamgan.models.generator import GeneratorConfig
 from hamgan.nn.hamburger import HamburgerConfig
@@ -69,3 +71,16 @@ def tiny_discriminator_config() -> DiscriminatorConfig:
         context_resolutions=(16,),
         ham=HamburgerConfig(rank=4),
     )
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training file of 18 images of noise, 32x32, in three classes."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(18):
+        folder = root / "source" / f"class{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    build(root / "source", root / "data.h5", resolution=32, resize="none", workers=1)
+    return root / "data.h5"

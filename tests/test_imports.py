@@ -24,6 +24,7 @@ LAYERS = {
     "hamgan.training.ema": 1,
     "hamgan.training.augment": 1,
     "hamgan.snapshot": 2,
+    "hamgan.evaluation": 3,
     "hamgan.training": 2,
     "hamgan.interop": 3,
     "hamgan.training.loop": 3,

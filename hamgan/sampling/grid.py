@@ -45,7 +45,7 @@ def save_folder(folder: Path, images: Tensor, names: Sequence[str]) -> None:
 
 
 def save_npz(path: Path, images: Tensor, labels: Sequence[int], seeds: Sequence[int]) -> None:
-    """Write `images` (N, H, W, 3) uint8, `labels` and `seeds` int64 to an .npz, atomically."""
+    """Write `arr_0` (N, H, W, 3) uint8, `labels` and `seeds` int64 to an .npz, atomically; others read the same names."""
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     y, s = np.asarray(labels, dtype=np.int64), np.asarray(seeds, dtype=np.int64)
-    write_atomically(path, lambda file: np.savez(file, images=pixels, labels=y, seeds=s))
+    write_atomically(path, lambda file: np.savez(file, arr_0=pixels, labels=y, seeds=s))

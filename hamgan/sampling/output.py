@@ -28,7 +28,7 @@ def write_samples(
         seeds: Such as `0-63,100`.
         classes: Names and numbers separated by commas, or `all`.
         truncation: As in `seeded_latents`.
-        out: `.png`: a grid, a row a class; `.npz`: `images` (N, H, W, 3), `labels`, `seeds`; else a folder of PNGs.
+        out: `.png`: a grid, a row a class; `.npz`: `arr_0` (N, H, W, 3), `labels`, `seeds`; else a folder of PNGs.
 
     Returns:
         A line that says what was written.

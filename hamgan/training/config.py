@@ -115,6 +115,23 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuickEvalConfig:
+    """The cheap evaluation that a run makes of itself; its lowest value decides which snapshot is kept as the best."""
+
+    extractor: str = ""
+    """Feature network of `hamgan.metrics`; empty: none."""
+    every: str = "5000 steps"
+    """How often."""
+    num_images: int = 1000
+    """Generated images, and real ones at most."""
+
+    def __post_init__(self) -> None:
+        parse_duration("eval.every", self.every)
+        if self.num_images < 2:
+            raise ValueError(f"eval.num_images is {self.num_images}; it must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that a run depends on."""
 
@@ -155,6 +172,8 @@ class TrainConfig:
     """The average that is sampled."""
     log: LogConfig = field(default_factory=LogConfig)
     """What is written."""
+    eval: QuickEvalConfig = field(default_factory=QuickEvalConfig)
+    """The run's evaluation of itself."""
 
     def __post_init__(self) -> None:
         parse_duration("duration", self.duration)
@@ -190,7 +209,7 @@ class TrainConfig:
         return micro, share // micro
 
 
-FREE_KEYS = ("duration", "device", "compile", "log.", "data.path", "data.source", "data.resize")
+FREE_KEYS = ("duration", "device", "compile", "log.", "eval.", "data.path", "data.source", "data.resize")
 """Keys that may change when a run is taken up again: they do not change what a step computes (but for
 compilation's rounding)."""
 

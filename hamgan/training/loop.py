@@ -25,6 +25,7 @@ from hamgan.training.augment import flip
 from hamgan.training.config import OptimizerConfig, TrainConfig, parse_duration
 from hamgan.training.device import prepare, resolve_autocast, resolve_device
 from hamgan.training.ema import update_ema
+from hamgan.training.judge import QuickEvaluation
 from hamgan.training.noise import NoiseSource
 from hamgan.training.progress import Averages, Progress, Schedule, SignalWatch
 from hamgan.training.run_folder import RunFolder
@@ -54,6 +55,8 @@ class Run:
     G_ema: Generator
     step: int = 0
     """G steps taken."""
+    best: float = float("inf")
+    """Lowest quick evaluation so far."""
 
     @property
     def nimg(self) -> int:
@@ -117,6 +120,9 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
         world_size=dist.world_size(),
         pin_memory=device.type == "cuda",
     )
+    quick = None
+    if folder and config.eval.extractor:
+        quick = QuickEvaluation(data, config.eval.extractor, config.eval.num_images, device)
     first_row = dist.rank() * micro_size * num_micro
     due = Schedule(config, data.num_images, total_steps)
     progress = Progress(run.nimg, total_steps * config.batch_size * config.d_steps)
@@ -164,6 +170,8 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
                 check_health(folder, run)
             if folder and due("grid_every", run.step):
                 draw_grid(folder, run)
+            if folder and quick and due("eval_every", run.step):
+                judge(folder, run, quick)
             if folder and (stop or due("checkpoint_every", run.step)):
                 save(folder, run)
             if stop and run.step < total_steps:
@@ -175,6 +183,8 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
         signals.close()
         if folder and run.step < total_steps:
             folder.close()
+    if folder and quick:
+        judge(folder, run, quick)
     finish(folder, run, progress)
     return path
 
@@ -247,6 +257,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "config": configuration.to_mapping(run.config),
         "step": run.step,
         "nimg": run.nimg,
+        "best": run.best,
         "G": run.G.network.state_dict(),
         "D": run.D.network.state_dict(),
         "G_ema": run.G_ema.state_dict(),
@@ -269,7 +280,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.G_ema.load_state_dict(state["G_ema"])
     run.G.optimizer.load_state_dict(state["g_optimizer"])
     run.D.optimizer.load_state_dict(state["d_optimizer"])
-    run.step = int(state["step"])
+    run.step, run.best = int(state["step"]), float(state["best"])
 
 
 def announce(folder: RunFolder, run: Run, total_steps: int, precision: str, num_micro: int) -> None:
@@ -368,9 +379,22 @@ def check_health(folder: RunFolder, run: Run) -> float:
     return ratio
 
 
+def judge(folder: RunFolder, run: Run, quick: QuickEvaluation) -> None:
+    """Take the quick evaluation, and keep the snapshot if it is the best so far."""
+    value = quick(run.G_ema)
+    folder.record_metrics(run.step, {quick.name: value})
+    if value < run.best:
+        run.best = value
+        snapshot.write(folder.best_path, present_snapshot(folder, run))
+
+
+def present_snapshot(folder: RunFolder, run: Run) -> snapshot.Snapshot:
+    """Return the averaged generator with where it comes from."""
+    provenance = {"run": folder.path.name, "step": run.step, "nimg": run.nimg, "data": run.data.fingerprint}
+    return snapshot.Snapshot(generator=run.G_ema, class_names=run.data.class_names, provenance=provenance)
+
+
 def save(folder: RunFolder, run: Run) -> None:
     """Save a checkpoint and a snapshot."""
     folder.save_checkpoint(run.step, state_of(run))
-    provenance = {"run": folder.path.name, "step": run.step, "nimg": run.nimg, "data": run.data.fingerprint}
-    shot = snapshot.Snapshot(generator=run.G_ema, class_names=run.data.class_names, provenance=provenance)
-    snapshot.write(folder.snapshot_path(run.step), shot)
+    snapshot.write(folder.snapshot_path(run.step), present_snapshot(folder, run))

@@ -41,9 +41,9 @@ class Schedule:
     def __init__(self, config: TrainConfig, num_images: int, total_steps: int) -> None:
         images_per_step = config.batch_size * config.d_steps
         keys = ("stats_every", "grid_every", "health_every", "checkpoint_every")
+        durations = {key: getattr(config.log, key) for key in keys} | {"eval_every": config.eval.every}
         self._steps = {
-            key: parse_duration(f"log.{key}", getattr(config.log, key)).steps(images_per_step, num_images)
-            for key in keys
+            key: parse_duration(key, text).steps(images_per_step, num_images) for key, text in durations.items()
         }
         self._total = total_steps
 

@@ -75,9 +75,8 @@ class RunFolder:
             raise ValueError(f"{path}: another process is training in this run folder") from None
         if (path / CONFIG).is_file() and (rows := fixed_differences(read_config(path), config)):
             raise ValueError(f"{path}: belongs to a run of another configuration: {'; '.join(rows[:3])}")
-        checkpoint.write_atomically(path / CONFIG, lambda f: f.write(configuration.dump_toml(config).encode()))
-        environment = json.dumps(_environment(), indent=2)
-        checkpoint.write_atomically(path / "environment.json", lambda f: f.write(environment.encode()))
+        _write_text(path / CONFIG, configuration.dump_toml(config))
+        _write_text(path / "environment.json", json.dumps(_environment(), indent=2))
         self._log = (path / "log.txt").open("a", encoding="utf-8")
         self._board: SummaryWriter | None = None
 
@@ -104,13 +103,18 @@ class RunFolder:
         for key, value in row.items():
             self._board.add_scalar(key, value, step)
 
+    def record_metrics(self, step: int, row: Mapping[str, float]) -> None:
+        """Append a row of evaluation to metrics.jsonl, stats.jsonl and TensorBoard."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | dict(row)) + "\n")
+        self.record(step, row)
+
     def forget_after(self, step: int) -> None:
-        """Drop rows of statistics later than the step that a resumed run starts from."""
-        file = self.path / "stats.jsonl"
-        if file.is_file():
-            kept = [line for line in file.read_text("utf-8").splitlines() if _row_step(line) <= step]
-            text = "".join(f"{line}\n" for line in kept)
-            checkpoint.write_atomically(file, lambda f: f.write(text.encode()))
+        """Drop rows of statistics and metrics later than the step that a resumed run starts from."""
+        for file in (self.path / "stats.jsonl", self.path / "metrics.jsonl"):
+            if file.is_file():
+                kept = [line for line in file.read_text("utf-8").splitlines() if _row_step(line) <= step]
+                _write_text(file, "".join(f"{line}\n" for line in kept))
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, oldest first."""
@@ -138,6 +142,11 @@ class RunFolder:
         for path in self.checkpoints()[: -self.config.log.keep_checkpoints]:
             path.unlink()
 
+    @property
+    def best_path(self) -> Path:
+        """Where the snapshot with the lowest quick evaluation lies."""
+        return self.path / "best.safetensors"
+
     def snapshot_path(self, step: int) -> Path:
         """Return where the snapshot of a step lies, after removing all but the newest of the others."""
         for path in snapshots(self.path)[: -self.config.log.keep_snapshots]:
@@ -148,6 +157,10 @@ class RunFolder:
 def snapshots(path: Path) -> list[Path]:
     """Return a run's snapshots, oldest first."""
     return sorted(path.glob("snapshot-*.safetensors"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _row_step(line: str) -> int:

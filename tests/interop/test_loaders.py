@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def their_generator(*, shared: bool, hierarchical: bool, attention: bool, widths
     if shared:
         state["shared.weight"] = torch.randn(num_classes, shared_dim)
     add("linear", widths[0] * 16, chunk)
-    for index, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (a, b) in enumerate(pairwise(widths)):
         add(f"blocks.{index}.0.conv1", b, a, 3, 3)
         add(f"blocks.{index}.0.conv2", b, b, 3, 3)
         add(f"blocks.{index}.0.conv_sc", b, a, 1, 1)
@@ -88,7 +89,9 @@ def their_generator(*, shared: bool, hierarchical: bool, attention: bool, widths
             for part, (o, i) in {"theta": (b // 8, b), "phi": (b // 8, b), "g": (b // 2, b), "o": (b, b // 2)}.items():
                 add(f"blocks.{index}.1.{part}", o, i, 1, 1, bias=False)
             state[f"blocks.{index}.1.gamma"] = torch.tensor(0.3)
-    state |= {f"output_layer.0.{n}": torch.rand(widths[-1]) + 0.5 for n in ("gain", "bias", "stored_mean", "stored_var")}
+    state |= {
+        f"output_layer.0.{n}": torch.rand(widths[-1]) + 0.5 for n in ("gain", "bias", "stored_mean", "stored_var")
+    }
     add("output_layer.2", 3, widths[-1], 3, 3)
     return state
 

@@ -67,9 +67,9 @@ def test_outputs_by_suffix(G: Generator, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "deep" / "grid.png").size == (3 * 32 + 2 * GAP, 2 * 32 + GAP)
     write_samples(G, names, out=tmp_path / "s.npz", **options)  # type: ignore[arg-type]
     with np.load(tmp_path / "s.npz") as file:
-        assert file["images"].shape == (6, 32, 32, 3)
+        assert file["arr_0"].shape == (6, 32, 32, 3)
         assert file["labels"].tolist() == [0, 0, 0, 2, 2, 2] and file["seeds"].tolist() == [3, 4, 9] * 2
-        first = file["images"][4]
+        first = file["arr_0"][4]
     write_samples(G, names, seeds="4", classes="all", truncation=0.9, out=tmp_path / "folder")
     written = sorted(path.name for path in (tmp_path / "folder").iterdir())
     assert written == ["0000-cat-seed000004.png", "0001-_dog-seed000004.png", "0002-bird-seed000004.png"]
@@ -82,7 +82,7 @@ def test_bad_seeds_and_classes_are_named() -> None:
         with pytest.raises(ValueError, match="--seeds has"):
             parse_seeds(text)
     assert parse_classes("bird,0", ("cat", "dog", "bird"), 3) == [2, 0]
-    with pytest.raises(ValueError, match="--classes has 'brid'; .*did you mean 'bird'"):
+    with pytest.raises(ValueError, match=r"--classes has 'brid'; .*did you mean 'bird'"):
         parse_classes("brid", ("cat", "dog", "bird"), 3)
     with pytest.raises(ValueError, match="allowed are 0 to 2"):
         parse_classes("3", (), 3)

@@ -9,31 +9,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hamgan import checkpoint, snapshot
-from hamgan.data.build import build
 from hamgan.models.discriminator import DiscriminatorConfig
 from hamgan.models.generator import GeneratorConfig
 from hamgan.training.augment import AugmentConfig
-from hamgan.training.config import DataConfig, LogConfig, TrainConfig
+from hamgan.training.config import DataConfig, LogConfig, QuickEvalConfig, TrainConfig
 from hamgan.training.loop import train
 from hamgan.training.run_folder import RunFolder
-
-
-@pytest.fixture(scope="session")
-def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for index in range(18):
-        folder = root / "source" / f"class{index % 3}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    build(root / "source", root / "data.h5", resolution=32, resize="none", workers=1)
-    return root / "data.h5"
 
 
 @pytest.fixture
@@ -111,6 +96,19 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(
     assert train(replace(short, seed=1), preset="p", root=tmp_path) == tmp_path / "00001-p"
     shot = snapshot.read(snapshot.find(run))
     assert shot.class_names == ("class0", "class1", "class2") and shot.provenance["step"] == 3
+
+
+def test_a_run_judges_itself_and_keeps_the_best_snapshot(config: TrainConfig, tmp_path: Path) -> None:
+    judged = replace(config, eval=QuickEvalConfig(extractor="efficientnet_lite0", every="2 steps", num_images=8))
+    run = train(judged, preset="p", root=tmp_path)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    best = min(rows, key=lambda row: row["kd8_efficientnet_lite0"])
+    assert snapshot.read(run / "best.safetensors").provenance["step"] == best["step"]
+    assert checkpoint.load(run / "checkpoint-00000006.pt")["best"] == best["kd8_efficientnet_lite0"]
+    plain = train(config, preset="plain", root=tmp_path)  # looking does not change what is looked at
+    ours, theirs = (checkpoint.load(path / "checkpoint-00000006.pt") for path in (run, plain))
+    assert_same(ours["G_ema"], theirs["G_ema"])
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(

@@ -1,0 +1,74 @@
+"""Is one 4x4 convolution of stride 2 faster than resampling and a 3x3 convolution, and from which size on?
+
+Forward and backward, channels_last, both sides in one run; a ratio above 1 means that the fused form wins. The rule in
+`hamgan/nn/resample.py` (SMALL_MAP) was read off this table.
+
+Run: python benchmarks/resample.py
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hamgan.nn import resample
+
+REPEATS = 7
+SIZES = [(32, 256, 128, 4), (32, 128, 64, 8), (32, 64, 32, 16), (8, 128, 64, 32), (2, 64, 32, 64)]
+"""Batch, channels in and out, side of the low-resolution map."""
+
+
+def seconds(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> float:
+    """Return the median time of a forward and a backward pass."""
+    times = []
+    for _ in range(REPEATS + 1):
+        x.grad = weight.grad = None
+        start = time.perf_counter()
+        out = run(x, weight.to(x.dtype))
+        out.backward(torch.ones_like(out))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def fused_up(x: Tensor, weight: Tensor) -> Tensor:
+    """The single transposed convolution, whatever the size."""
+    kernel = resample._sum_neighbouring_taps(weight).flip(2, 3).transpose(0, 1)
+    return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+
+
+def plain_up(x: Tensor, weight: Tensor) -> Tensor:
+    """Nearest upsampling, then the convolution."""
+    return F.conv2d(F.interpolate(x, scale_factor=2.0), weight, padding=1)
+
+
+def fused_down(x: Tensor, weight: Tensor) -> Tensor:
+    """The single convolution of stride 2, whatever the size."""
+    return F.conv2d(x, resample._sum_neighbouring_taps(weight) / 4, stride=2, padding=1)
+
+
+def plain_down(x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution, then average pooling."""
+    return F.avg_pool2d(F.conv2d(x, weight, padding=1), 2)
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {REPEATS}")
+    print(f"{'':6} {'batch':>5} {'c_in':>5} {'c_out':>5} {'low':>4} {'dtype':>9} {'plain ms':>9} {'fused ms':>9} {'ratio':>6}")
+    for batch, c_in, c_out, side in SIZES:
+        for dtype in (torch.float32, torch.bfloat16):
+            for name, plain, fused, size in (("up", plain_up, fused_up, side), ("down", plain_down, fused_down, 2 * side)):
+                x = torch.randn(batch, c_in, size, size).contiguous(memory_format=torch.channels_last)
+                x = x.to(dtype).requires_grad_(True)
+                weight = torch.randn(c_out, c_in, 3, 3, requires_grad=True)
+                slow, fast = seconds(plain, x, weight), seconds(fused, x, weight)
+                kind = str(dtype).removeprefix("torch.")
+                row = f"{name:6} {batch:5} {c_in:5} {c_out:5} {side:4} {kind:>9} {slow * 1e3:9.1f} {fast * 1e3:9.1f}"
+                print(f"{row} {slow / fast:6.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""From a run, a snapshot or images to an evaluation card: what joins `metrics` with snapshots, data and sampling."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hamgan import dist, snapshot
+from hamgan.data.hdf5 import TrainingFile
+from hamgan.metrics import (
+    PROTOCOLS,
+    Card,
+    Description,
+    DrawnImages,
+    EvaluationSettings,
+    Extractor,
+    FolderImages,
+    ImageSource,
+    Protocol,
+    ReaderImages,
+    Reference,
+    build_statistics,
+    draw_picture,
+    evaluate,
+    load_extractor,
+    load_npz_images,
+    load_statistics,
+)
+from hamgan.sampling.draw import DrawsImages, draw_images
+from hamgan.training import run_folder
+
+Labels = Literal["data", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What is measured against what."""
+
+    protocol: str = "embedded"
+    """A name of `hamgan.metrics.PROTOCOLS`."""
+    num_images: int | None = None
+    """Generated images; None: the protocol's, or as many as the reference has, at least 1,920."""
+    labels: Labels = "uniform"
+    """Classes of the generated images: uniform, or drawn from the data's."""
+    truncation: float | None = None
+    """BigGAN's, as in `sampling.latents`."""
+    weights: Path | None = None
+    """The extractor's weights, where they are not found by themselves."""
+    device: torch.device
+    """Where the extractor runs."""
+
+
+def load_protocol(plan: EvaluationPlan) -> tuple[Protocol, Extractor]:
+    """Return a plan's protocol and its extractor.
+
+    Raises:
+        ValueError: If the protocol is unknown or the extractor's weights are missing.
+    """
+    if plan.protocol not in PROTOCOLS:
+        raise ValueError(f"--protocol is '{plan.protocol}'; allowed are {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[plan.protocol]
+    extractor = load_extractor(
+        protocol.extractor, protocol=protocol.input_protocol, weights=plan.weights, device=plan.device
+    )
+    return protocol, extractor
+
+
+def reference_of(data: TrainingFile, extractor: Extractor) -> Reference:
+    """Return the stored statistics of a training file, `<file>.<extractor>-<protocol>.npz` beside it, built if absent.
+
+    Raises:
+        ValueError: If what is stored is of other images, or cannot be built.
+        OSError: If it cannot be written.
+    """
+    path = data.path.with_name(f"{data.path.stem}.{extractor.name}-{extractor.protocol}.npz")
+    if not path.is_file():
+        dist.print0(f"building the statistics of {data.path} in {path}")
+        build_statistics(
+            ReaderImages(data), extractor, path, description=Description(dataset=data.path.stem, split="train")
+        )
+    dist.barrier()
+    reference = load_statistics(path)
+    if reference.meta is not None and reference.meta.fingerprint not in (None, data.fingerprint):
+        raise ValueError(
+            f"{path}: statistics of other images than {data.path} now holds; move the file away to build anew"
+        )
+    return reference
+
+
+def chosen_labels(count: int, labels: Labels, num_classes: int, data_labels: np.ndarray | None) -> np.ndarray:
+    """Return the class of each generated image, int64 (count,): the same for the same arguments.
+
+    Raises:
+        ValueError: If the data's labels are asked for and there are none.
+    """
+    if labels == "uniform":
+        return np.arange(count) % num_classes
+    if data_labels is None:
+        raise ValueError("--labels is data; that needs the training file: --data FILE")
+    return np.random.RandomState(2020).permutation(np.resize(data_labels, count))
+
+
+def generated_images(
+    G: DrawsImages,
+    class_names: tuple[str, ...],
+    labels: np.ndarray,
+    truncation: float | None,
+    identity: str,
+) -> DrawnImages:
+    """Return a generator's images by number: number i is drawn from seed i and class labels[i].
+
+    Args:
+        G: In evaluation mode.
+        class_names: Name of each class; may be empty.
+        labels: Class of each image.
+        truncation: As in `sampling.latents`.
+        identity: Says which weights G has, so that partial results of others are not taken up.
+    """
+
+    def draw(indices: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        return draw_images(G, indices.tolist(), labels[indices].tolist(), truncation), labels[indices]
+
+    digest = hashlib.sha256(f"{identity} {truncation} ".encode() + labels.tobytes()).hexdigest()
+    return DrawnImages(draw, len(labels), class_names=class_names or None, fingerprint=digest)
+
+
+def evaluate_images(
+    images: ImageSource,
+    plan: EvaluationPlan,
+    reference: Reference,
+    protocol: Protocol,
+    extractor: Extractor,
+    out: Path,
+    *,
+    provenance: dict[str, Any],
+    training: ImageSource | None,
+) -> Card:
+    """Evaluate images and write `card.json`, `card.txt` and `card.png` into a folder.
+
+    Args:
+        images: By number.
+        plan: What is measured.
+        reference: Against what.
+        protocol: The plan's.
+        extractor: The plan's.
+        out: The folder; partial results lie in it until the card is written, so that a killed evaluation goes on.
+        provenance: Plain values to print on the card.
+        training: The reference's images, for the picture of nearest neighbours.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: If images and reference cannot be compared.
+        OSError: If the folder cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    settings: EvaluationSettings = protocol.settings
+    published = settings.num_images is not None and plan.num_images in (None, settings.num_images)
+    settings = replace(settings, num_images=images.num_images)
+    work = out / "partial"
+    card = evaluate(
+        images,
+        reference,
+        extractor,
+        settings=settings,
+        protocol=protocol if published or protocol.settings.num_images is None else None,
+        provenance=provenance,
+        work_dir=work,
+    )
+    if dist.is_main():
+        card.write(out)
+        draw_picture(card, out / "card.png", images, training=training)
+        for path in sorted(work.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        if work.is_dir():
+            work.rmdir()
+    return card
+
+
+def default_count(plan: EvaluationPlan, protocol: Protocol, reference: Reference) -> int:
+    """Return how many images a plan generates."""
+    if asked := plan.num_images or protocol.settings.num_images:
+        return asked
+    return max(min(reference.moments.n or 0, 50_000), 1920)
+
+
+def run_evaluation(
+    plan: EvaluationPlan,
+    *,
+    source: Path | None,
+    images: Path | None,
+    npz: Path | None,
+    data: Path | None,
+    statistics: Path | None,
+    out: Path | None,
+) -> str:
+    """Evaluate what `hamgan eval` names and write the card.
+
+    Args:
+        plan: What is measured.
+        source: A run folder or a snapshot.
+        images: A folder of images instead.
+        npz: An archive of images instead.
+        data: The training file to compare with; None: the run's own, where `source` is a run.
+        statistics: Stored statistics to compare with, instead of a training file.
+        out: Folder of the card; None: beside the snapshot, or `eval`.
+
+    Returns:
+        The card as a table, and where it lies.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If there is nothing to compare with, or what there is cannot be compared.
+    """
+    if data is None and statistics is None and source is not None and source.is_dir():
+        data = Path(run_folder.read_config(source).data.path)
+    protocol, extractor = load_protocol(plan)
+    file = None if data is None else TrainingFile(data)
+    if statistics is not None:
+        reference = load_statistics(statistics)
+    elif file is not None:
+        reference = reference_of(file, extractor)
+    else:
+        raise ValueError("nothing to compare with; name the training file (--data) or stored statistics (--reference)")
+    judged: ImageSource
+    if source is None:
+        judged = FolderImages(images) if images is not None else load_npz_images(npz or Path())
+        details: dict[str, Any] = {"images": str(images or npz)}
+        folder = out or Path("eval")
+    else:
+        path = snapshot.find(source)
+        judged, details = _drawn(path, plan, protocol, reference, file)
+        folder = out or path.parent / f"eval-{path.stem}-{plan.protocol}"
+    training = ReaderImages(file) if file is not None and statistics is None else None
+    card = evaluate_images(judged, plan, reference, protocol, extractor, folder, provenance=details, training=training)
+    return f"{card.table()}\n{folder}: card.json, card.txt, card.png"
+
+
+def _drawn(
+    path: Path, plan: EvaluationPlan, protocol: Protocol, reference: Reference, data: TrainingFile | None
+) -> tuple[DrawnImages, dict[str, Any]]:
+    """Return a snapshot's images by number, and what the card says of them."""
+    shot = snapshot.read(path)
+    G = shot.generator.to(plan.device)
+    count = default_count(plan, protocol, reference)
+    labels = chosen_labels(count, plan.labels, G.config.num_classes, None if data is None else data.labels)
+    details = shot.provenance | {
+        "snapshot": path.name,
+        "labels": plan.labels,
+        "seeds": f"0-{count - 1}",
+        "truncation": plan.truncation or "none",
+        "weights": "the snapshot's (EMA)",
+        "batch norm": "running statistics",
+    }
+    identity = hashlib.sha256(path.read_bytes()).hexdigest()
+    return generated_images(G, shot.class_names, labels, plan.truncation, identity), details
+
+
+def build_reference(
+    images: Path,
+    out: Path,
+    *,
+    extractor: str,
+    protocol: str | None,
+    weights: Path | None,
+    split: str | None,
+    resolution: int | None,
+    device: torch.device,
+) -> str:
+    """Store the statistics of a training file or of a folder of images; return a line that says of what.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+        ValueError: If an image is bad or the extractor's weights are missing.
+    """
+    network = load_extractor(extractor, protocol=protocol, weights=weights, device=device)
+    source: ImageSource
+    if images.is_dir():
+        source = FolderImages(images, resolution=resolution)
+    else:
+        source = ReaderImages(TrainingFile(images))
+    build_statistics(source, network, out, description=Description(dataset=images.stem, split=split))
+    return f"{out}: {source.num_images} images of {images}, {network.name}, protocol {network.protocol}"

@@ -1,0 +1,87 @@
+"""`hamgan eval` and `hamgan stats` from end to end, on real weights and few images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hamgan import snapshot
+from hamgan.cli import main
+from hamgan.evaluation import chosen_labels
+from hamgan.models.generator import Generator, GeneratorConfig
+
+
+@pytest.fixture
+def shot(tmp_path: Path, tiny_generator_config: GeneratorConfig) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "s.safetensors"
+    G = Generator(tiny_generator_config).eval()
+    snapshot.write(path, snapshot.Snapshot(generator=G, class_names=("class0", "class1", "class2")))
+    return path
+
+
+def test_a_snapshot_is_measured_against_its_training_file(
+    shot: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shot.parent / "card"
+    command = ["eval", str(shot), "--data", str(data_file), "--num-images", "20", "--out", str(out)]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    card = json.loads((out / "card.json").read_text())
+    assert "fd20_efficientnet_lite0" in table and "s.safetensors" in json.dumps(card)
+    assert Image.open(out / "card.png").size[0] > 500
+    assert not (out / "partial").exists()
+    # Samples written by `sample` and measured as an archive give the same distance: the same images were seen.
+    npz = shot.parent / "samples.npz"
+    assert main(["sample", str(shot), "--seeds", "0-19", "--classes", "0", "--out", str(npz)]) == 0
+    with np.load(npz) as file:
+        assert file["arr_0"].shape == (20, 32, 32, 3)
+    assert main(["eval", "--npz", str(npz), "--data", str(data_file), "--out", str(shot.parent / "npz")]) == 0
+    assert json.loads((shot.parent / "npz" / "card.json").read_text()) != card
+
+
+def test_classes_of_generated_images() -> None:
+    assert chosen_labels(7, "uniform", 3, None).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    data = np.array([0] * 6 + [2] * 3)
+    drawn = chosen_labels(18, "data", 3, data)
+    assert np.bincount(drawn, minlength=3).tolist() == [12, 0, 6]
+    assert np.array_equal(drawn, chosen_labels(18, "data", 3, data))
+
+
+def test_stored_statistics_are_built_inspected_and_checked(
+    data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "stats.npz"
+    build = ["stats", "build", str(data_file), str(out), "--extractor", "efficientnet_lite0", "--split", "train"]
+    assert main(build) == 0
+    assert main(["stats", "inspect", str(out)]) == 0
+    assert main(["stats", "check", str(out), "--resolution", "32"]) == 0
+    text = capsys.readouterr().out
+    assert "efficientnet_lite0" in text and "train" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "exactly one of"),
+        (["eval", "{shot}", "--images", "x"], "exactly one of"),
+        (["eval", "{shot}"], "nothing to compare with"),
+        (["eval", "{shot}", "--data", "{data}", "--protocol", "fidd"], "--protocol is 'fidd'; allowed are"),
+        (["eval", "{shot}", "--data", "absent.h5"], "absent.h5"),
+        (["eval", "{shot}", "--reference", "absent.npz"], "absent.npz"),
+        (["eval", "--images", "absent", "--data", "{data}"], "absent"),
+        (["eval", "{shot}", "--data", "{data}", "--num-images", "1"], "1"),
+        (["stats", "inspect", "absent.npz"], "absent.npz"),
+        (["stats", "build", "{data}", "{folder}/x.npz", "--extractor", "vgg"], "vgg"),
+        (["stats", "build", "{data}", "{folder}/x.npz", "--extractor", "inception", "--weights", "no.pth"], "no.pth"),
+    ],
+)
+def test_bad_input_gets_one_line_and_code_2(
+    shot: Path, data_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main([part.format(shot=shot, data=data_file, folder=shot.parent) for part in arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hamgan: error: ") and message in error
