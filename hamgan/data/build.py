@@ -21,7 +21,7 @@ from hamgan.data.open_source import open_source
 from hamgan.data.pool import Task, build_blocks
 from hamgan.data.resample import RESIZES
 from hamgan.data.source import Source
-from hamgan.data.staging import Block, Staging, sweep
+from hamgan.data.staging import Staging, sweep
 from hamgan.data.unpack import remove_copies
 
 # Room for the header, asked for when free disk is checked.
@@ -194,7 +194,7 @@ def _decode(images: Source, first: int, staging: Staging, job: worker.Job, worke
 
 def _in_process(
     job: worker.Job, todo: list[int], task: Callable[[int], Task]
-) -> Generator[tuple[int, Block], None, None]:
+) -> Generator[tuple[int, worker.Block], None, None]:
     builder = worker.BlockBuilder(job)
     try:
         for number in todo:

@@ -15,8 +15,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from hamgan.data.staging import Block
-from hamgan.data.worker import Job
+from hamgan.data.worker import Block, Job
 
 Task = tuple[int, list[Any]]  # index of the first image, and the images' locators
 
@@ -67,6 +66,8 @@ def _start() -> subprocess.Popen[bytes]:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     # One thread each: the other cores are taken by its siblings.
     environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    # Keep freed buffers: giving them back to the system after every image costs a twentieth of the time (glibc).
+    environment |= {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
     command = [sys.executable, "-c", "from hamgan.data.worker import main; main()"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 

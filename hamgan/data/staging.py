@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,7 @@ from tqdm import tqdm
 from hamgan.data import format as file_format
 from hamgan.data.fileio import lock, read_all, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
-
-
-@dataclass
-class Block:
-    """A block that is in the data file: its CRC32 and its unreadable images as (index, reason)."""
-
-    crc32: int
-    bad: list[tuple[int, str]]
+from hamgan.data.worker import Block
 
 
 class Staging:

@@ -16,7 +16,6 @@ from hamgan.data.decode import Color, array_to_rgb, decode
 from hamgan.data.fileio import lock, write_all
 from hamgan.data.resample import resize_square
 from hamgan.data.source import Locator, Reader
-from hamgan.data.staging import Block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,14 @@ class Job:
     resolution: int
     resize: str
     background: Color
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block that is in the data file: its CRC32 and its unreadable images as (index, reason)."""
+
+    crc32: int
+    bad: list[tuple[int, str]]
 
 
 class BlockBuilder:

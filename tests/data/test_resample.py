@@ -12,7 +12,7 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
 }
-SIZES = [(375, 128), (128, 32), (100, 33), (64, 65), (20, 50), (7, 4), (4, 9)]
+SIZES = [(375, 128), (128, 32), (100, 33), (64, 65), (20, 50), (7, 4), (4, 9), (1030, 16)]
 
 
 @pytest.mark.parametrize("name", FILTERS)
