@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from hamgan.config import (
     difference,
@@ -16,6 +17,8 @@ from hamgan.config import (
     split_options,
     to_mapping,
 )
+from hamgan.models.discriminator import Discriminator
+from hamgan.models.generator import Generator
 from hamgan.training.config import TrainConfig, load_config, parse_duration
 
 PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
@@ -45,11 +48,14 @@ class Outer:
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_resolves_survives_dumping_and_says_its_command(path: Path, tmp_path: Path) -> None:
+def test_every_preset_builds_survives_dumping_and_says_its_command(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     (tmp_path / "dumped.toml").write_text(dump_toml(config))
     assert load_config(tmp_path / "dumped.toml") == config
     assert from_mapping(TrainConfig, to_mapping(config), "again") == config
+    with torch.device("meta"):
+        for network in (Generator(config.generator), Discriminator(config.discriminator)):
+            assert sum(p.numel() for p in network.parameters()) > 0
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("Command:", "Hardware:", "Expected:"):
         assert any(word in line for line in header), f"{path.name} does not say its {word}"
