@@ -4,6 +4,7 @@ import copy
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from hamgan.training.config import OptimizerConfig, TrainConfig, parse_duration
 from hamgan.training.device import prepare, resolve_autocast, resolve_device
 from hamgan.training.ema import update_ema
 from hamgan.training.judge import QuickEvaluation
-from hamgan.training.noise import NoiseSource
+from hamgan.training.noise import NoiseSource, Phase
 from hamgan.training.progress import Averages, Progress, Schedule, SignalWatch
 from hamgan.training.run_folder import RunFolder
 from hamgan.training.step import MicroBatch, Player, Statistics, d_phase, g_phase
@@ -128,16 +129,18 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
     progress = Progress(run.nimg, total_steps * config.batch_size * config.d_steps)
     sums = Averages()
     signals = SignalWatch()
-    phase_options = {"objective": config.objective, "augmentation": config.augment, "autocast": autocast}
+    options = {"objective": config.objective, "augmentation": config.augment, "autocast": autocast}
+    take_d_step = partial(d_phase, run.G, run.D, **options)
+    take_g_step = partial(g_phase, run.G, run.D, **options)
 
-    def micro_batches(phase: str, repeat: int, real: Tensor, y: Tensor) -> list[MicroBatch]:
+    def micro_batches(phase: Phase, repeat: int, real: Tensor, y: Tensor) -> list[MicroBatch]:
         """Cut this process's real images into micro-batches with their noise."""
         cuts = [(m * micro_size, (m + 1) * micro_size) for m in range(num_micro)]
         return [
             MicroBatch(
                 real=real[a:b],
                 y=y[a:b],
-                noise=noise.draw(run.step, phase, repeat, first_row + a, first_row + b),  # type: ignore[arg-type]
+                noise=noise.draw(run.step, phase, repeat, first_row + a, first_row + b),
             )
             for a, b in cuts
         ]
@@ -155,10 +158,8 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
                 d_step = run.step * config.d_steps + repeat
                 penalize = bool(config.objective.r1_gamma or config.objective.r2_gamma)
                 penalize = penalize and d_step % config.objective.penalty_every == 0
-                d_batches = micro_batches("d", repeat, real, y)
-                sums.add(d_phase(run.G, run.D, d_batches, penalize=penalize, **phase_options))  # type: ignore[arg-type]
-            g_batches = micro_batches("g", 0, real, y)
-            sums.add(g_phase(run.G, run.D, g_batches, **phase_options))  # type: ignore[arg-type]
+                sums.add(take_d_step(micro_batches("d", repeat, real, y), penalize=penalize))
+            sums.add(take_g_step(micro_batches("g", 0, real, y)))
             run.step += 1
             update_ema(run.G_ema, run.G.network, run.step, config.ema)
             progress.update(run.nimg)

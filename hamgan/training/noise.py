@@ -48,10 +48,9 @@ class NoiseSource:
         fake = torch.rand(self.batch_size, NUM_RANDOM, generator=generator)
         real = torch.rand(self.batch_size, NUM_RANDOM, generator=generator)
         rows = slice(start, stop)
-        # Layers that draw for themselves (a ham's bases) draw from torch's own generator.
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) + start)
+        layer_seed = int(torch.randint(2**62, (), generator=generator)) + start
         z, y, fake, real = (t[rows].to(self.device, non_blocking=True) for t in (z, y, fake, real))
-        return Noise(z=z, y=y, augment_fake=fake, augment_real=real)
+        return Noise(z=z, y=y, augment_fake=fake, augment_real=real, layer_seed=layer_seed)
 
     def flips(self, step: int, repeat: int, start: int, stop: int) -> Tensor:
         """Draw uniform numbers, (stop - start,), that decide which real images are mirrored."""
@@ -67,6 +66,8 @@ class Noise:
     """(B, z_dim), N(0, 1)."""
     y: Tensor
     """Classes of the generated images, (B,), uniform."""
+    layer_seed: int
+    """Of torch's own generator, from which layers draw for themselves (a ham's bases)."""
     augment_fake: Tensor
     """(B, NUM_RANDOM), uniform."""
     augment_real: Tensor

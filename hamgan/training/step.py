@@ -101,6 +101,7 @@ def d_phase(
     parts = []
     for batch in batches:
         noise = batch.noise
+        torch.manual_seed(noise.layer_seed)
         with torch.no_grad(), autocast():
             fake = G.call(noise.z, noise.y)
         images = torch.cat([fake.float(), batch.real])
@@ -148,6 +149,7 @@ def g_phase(
     parts = []
     for batch in batches:
         noise = batch.noise
+        torch.manual_seed(noise.layer_seed)
         with autocast():
             fake = G.call(noise.z, noise.y)
         images, y = augment(fake.float(), noise.augment_fake, augmentation), noise.y

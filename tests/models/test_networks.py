@@ -124,7 +124,10 @@ def test_the_discriminator_projects_on_the_class(tiny_discriminator_config: Disc
         ({"z_dim": 121}, r"generator\.z_dim is 121"),
         ({"conditioning": "per_class"}, r"generator\.hierarchical is true"),
         ({"channel_multipliers": (4, 4)}, r"generator\.channel_multipliers is \[4, 4\]; at resolution 128 it needs 6"),
-        ({"context_resolutions": (48,)}, r"generator\.context_resolutions has 48; its blocks put out 8, 16, 32, 64, 128"),
+        (
+            {"context_resolutions": (48,)},
+            r"generator\.context_resolutions has 48; its blocks put out 8, 16, 32, 64, 128",
+        ),
         ({"batch_norm_momentum": 0.0}, r"generator\.batch_norm_momentum is 0\.0"),
         ({"num_classes": 0}, r"generator\.num_classes is 0"),
     ],
