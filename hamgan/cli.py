@@ -170,8 +170,8 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     build.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
     build.add_argument("--overwrite", action="store_true", help="replace a file that holds something else")
     merge = _command(actions, "merge", _data_merge, "Join the parts that --shard built.")
-    merge.add_argument("out", type=Path, help="the joined .h5 file")
     merge.add_argument("parts", type=Path, nargs="+", help="all parts, in any order")
+    merge.add_argument("--out", type=Path, required=True, help="the joined .h5 file")
     merge.add_argument("--copy", action="store_true", help="copy the pixels, instead of referring to the parts")
     merge.add_argument("--overwrite", action="store_true", help="replace a file that holds something else")
     info = _command(actions, "info", _data_info, "Print what a training file holds.")
@@ -180,9 +180,7 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     verify.add_argument("file", type=Path)
     show = _command(actions, "show", _data_show, "Draw a labelled contact sheet of a training file.")
     show.add_argument("file", type=Path)
-    show.add_argument(
-        "--out", type=Path, default=Path("contact-sheet.png"), help="the .png (default: contact-sheet.png)"
-    )
+    show.add_argument("out", type=Path, nargs="?", default=Path("contact-sheet.png"), help="the .png to write")
     bench = _command(actions, "bench", _data_bench, "Measure how fast a training file can be read, and what limits it.")
     bench.add_argument("file", type=Path)
     bench.add_argument("--batch-size", type=int, default=256, help="images a batch (default: 256)")

@@ -84,3 +84,23 @@ def test_bad_input_gets_one_line_and_code_2(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hamgan: error: ") and message in error
     assert shot.read_bytes() == before
+
+
+def test_data_commands_end_to_end(data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = data_file.parent / "source"
+    parts = [str(tmp_path / f"part{i}.h5") for i in (1, 2)]
+    for i, part in enumerate(parts, 1):
+        assert main(["data", "build", str(source), part, "--resolution", "32", "--shard", f"{i}/2"]) == 0
+    joined = tmp_path / "joined.h5"
+    assert main(["data", "merge", *parts, "--out", str(joined), "--copy"]) == 0
+    assert main(["data", "verify", str(joined)]) == 0
+    capsys.readouterr()
+    assert main(["data", "info", str(joined)]) == 0
+    assert "class2" in capsys.readouterr().out
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "show", str(joined), str(sheet)]) == 0 and Image.open(sheet).size[0] > 100
+    damaged = bytearray(joined.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    joined.write_bytes(damaged)
+    assert main(["data", "verify", str(joined)]) == 2
+    assert "block 0" in capsys.readouterr().err
