@@ -57,10 +57,15 @@ def plain_down(x: Tensor, weight: Tensor) -> Tensor:
 def main() -> None:
     """Print the table."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {REPEATS}")
-    print(f"{'':6} {'batch':>5} {'c_in':>5} {'c_out':>5} {'low':>4} {'dtype':>9} {'plain ms':>9} {'fused ms':>9} {'ratio':>6}")
+    print(
+        f"{'':6} {'batch':>5} {'c_in':>5} {'c_out':>5} {'low':>4} {'dtype':>9} {'plain ms':>9} {'fused ms':>9} {'ratio':>6}"
+    )
     for batch, c_in, c_out, side in SIZES:
         for dtype in (torch.float32, torch.bfloat16):
-            for name, plain, fused, size in (("up", plain_up, fused_up, side), ("down", plain_down, fused_down, 2 * side)):
+            for name, plain, fused, size in (
+                ("up", plain_up, fused_up, side),
+                ("down", plain_down, fused_down, 2 * side),
+            ):
                 x = torch.randn(batch, c_in, size, size).contiguous(memory_format=torch.channels_last)
                 x = x.to(dtype).requires_grad_(True)
                 weight = torch.randn(c_out, c_in, 3, 3, requires_grad=True)
