@@ -118,7 +118,7 @@ def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     sample.add_argument("source", metavar="RUN_OR_SNAPSHOT", type=Path, help="a run folder or a .safetensors file")
     sample.add_argument("--seeds", default="0-7", help="numbers and ranges, such as 0-63,100 (default: 0-7)")
     sample.add_argument(
-        "--classes", default="all", help="names and numbers, or all; every class takes every seed (default: all)"
+        "--classes", default="all", help="names, numbers, ranges, or all; every class takes every seed (default: all)"
     )
     sample.add_argument("--truncation", type=float, help="redraw components of z beyond this magnitude, such as 0.8")
     sample.add_argument(

@@ -1,6 +1,7 @@
 """Latents that depend on nothing but their seed."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +53,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_classes(text: str, class_names: Sequence[str], num_classes: int) -> list[int]:
-    """Read class names and numbers, separated by commas, into class indices.
+    """Read class names, numbers and ranges of numbers, separated by commas, into class indices.
 
     Raises:
         ValueError: If a class is unknown; the nearest name is offered.
@@ -61,8 +62,10 @@ def parse_classes(text: str, class_names: Sequence[str], num_classes: int) -> li
     for part in (part.strip() for part in text.split(",")):
         if part in class_names:
             classes.append(list(class_names).index(part))
-        elif part.isdigit() and int(part) < num_classes:
-            classes.append(int(part))
+        elif (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)) and int(match[1]) <= (
+            last := int(match[2] or match[1])
+        ) < num_classes:
+            classes.extend(range(int(match[1]), last + 1))
         else:
             near = difflib.get_close_matches(part, class_names, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""

@@ -82,6 +82,9 @@ def test_bad_seeds_and_classes_are_named() -> None:
         with pytest.raises(ValueError, match="--seeds has"):
             parse_seeds(text)
     assert parse_classes("bird,0", ("cat", "dog", "bird"), 3) == [2, 0]
+    assert parse_classes("1-2,0-0", ("cat", "dog", "bird"), 3) == [1, 2, 0]
+    with pytest.raises(ValueError, match="--classes has '1-3'"):
+        parse_classes("1-3", (), 3)
     with pytest.raises(ValueError, match=r"--classes has 'brid'; .*did you mean 'bird'"):
         parse_classes("brid", ("cat", "dog", "bird"), 3)
     with pytest.raises(ValueError, match="allowed are 0 to 2"):
