@@ -258,6 +258,8 @@ def _add_eval(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.add_argument("--data", type=Path, help="the training file to compare with (default: the run's)")
     parser.add_argument("--reference", type=Path, help="stored statistics to compare with, instead of a training file")
     parser.add_argument("--protocol", default="embedded", help="embedded, biggan or hamgan (default: embedded)")
+    parser.add_argument("--extractor", help="inception, efficientnet_lite0, dinov2 or clip, outside any protocol")
+    parser.add_argument("--input", help="that extractor's input pipeline, such as pytorch-fid (default: its own)")
     parser.add_argument("--num-images", type=int, help="generated images (default: the protocol's)")
     parser.add_argument(
         "--labels", choices=("uniform", "data"), default="uniform", help="their classes (default: uniform)"
@@ -279,6 +281,8 @@ def _eval(options: argparse.Namespace) -> int:
     dist.init(device)
     plan = EvaluationPlan(
         protocol=options.protocol,
+        extractor=options.extractor,
+        input_protocol=options.input,
         num_images=options.num_images,
         labels=options.labels,
         truncation=options.truncation,

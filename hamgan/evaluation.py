@@ -41,7 +41,11 @@ class EvaluationPlan:
     """What is measured against what."""
 
     protocol: str = "embedded"
-    """A name of `hamgan.metrics.PROTOCOLS`."""
+    """A name of `hamgan.metrics.PROTOCOLS`; unused where `extractor` is given."""
+    extractor: str | None = None
+    """A feature network of `hamgan.metrics.EXTRACTORS`, outside any published protocol."""
+    input_protocol: str | None = None
+    """That network's input pipeline; None: its own default."""
     num_images: int | None = None
     """Generated images; None: the protocol's, or as many as the reference has, at least 1,920."""
     labels: Labels = "uniform"
@@ -54,12 +58,16 @@ class EvaluationPlan:
     """Where the extractor runs."""
 
 
-def load_protocol(plan: EvaluationPlan) -> tuple[Protocol, Extractor]:
-    """Return a plan's protocol and its extractor.
+def load_protocol(plan: EvaluationPlan) -> tuple[Protocol | None, Extractor]:
+    """Return a plan's protocol, None where it names an extractor of its own, and the extractor.
 
     Raises:
-        ValueError: If the protocol is unknown or the extractor's weights are missing.
+        ValueError: If the protocol or the extractor is unknown, or the extractor's weights are missing.
     """
+    if plan.extractor is not None:
+        return None, load_extractor(
+            plan.extractor, protocol=plan.input_protocol, weights=plan.weights, device=plan.device
+        )
     if plan.protocol not in PROTOCOLS:
         raise ValueError(f"--protocol is '{plan.protocol}'; allowed are {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[plan.protocol]
@@ -132,7 +140,7 @@ def evaluate_images(
     images: ImageSource,
     plan: EvaluationPlan,
     reference: Reference,
-    protocol: Protocol,
+    protocol: Protocol | None,
     extractor: Extractor,
     out: Path,
     *,
@@ -145,7 +153,7 @@ def evaluate_images(
         images: By number.
         plan: What is measured.
         reference: Against what.
-        protocol: The plan's.
+        protocol: The plan's, or None.
         extractor: The plan's.
         out: The folder; partial results lie in it until the card is written, so that a killed evaluation goes on.
         provenance: Plain values to print on the card.
@@ -159,8 +167,9 @@ def evaluate_images(
         OSError: If the folder cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    settings: EvaluationSettings = protocol.settings
-    published = settings.num_images is not None and plan.num_images in (None, settings.num_images)
+    settings = EvaluationSettings() if protocol is None else protocol.settings
+    if settings.num_images not in (None, images.num_images):
+        protocol = None  # another number of images is another protocol; the card then names none
     settings = replace(settings, num_images=images.num_images)
     work = out / "partial"
     card = evaluate(
@@ -168,7 +177,7 @@ def evaluate_images(
         reference,
         extractor,
         settings=settings,
-        protocol=protocol if published or protocol.settings.num_images is None else None,
+        protocol=protocol,
         provenance=provenance,
         work_dir=work,
     )
@@ -182,9 +191,9 @@ def evaluate_images(
     return card
 
 
-def default_count(plan: EvaluationPlan, protocol: Protocol, reference: Reference) -> int:
+def default_count(plan: EvaluationPlan, protocol: Protocol | None, reference: Reference) -> int:
     """Return how many images a plan generates."""
-    if asked := plan.num_images or protocol.settings.num_images:
+    if asked := plan.num_images or (protocol and protocol.settings.num_images):
         return asked
     return max(min(reference.moments.n or 0, 50_000), 1920)
 
@@ -235,14 +244,14 @@ def run_evaluation(
     else:
         path = snapshot.find(source)
         judged, details = _drawn(path, plan, protocol, reference, file)
-        folder = out or path.parent / f"eval-{path.stem}-{plan.protocol}"
+        folder = out or path.parent / f"eval-{path.stem}-{plan.extractor or plan.protocol}"
     training = ReaderImages(file) if file is not None and statistics is None else None
     card = evaluate_images(judged, plan, reference, protocol, extractor, folder, provenance=details, training=training)
     return f"{card.table()}\n{folder}: card.json, card.txt, card.png"
 
 
 def _drawn(
-    path: Path, plan: EvaluationPlan, protocol: Protocol, reference: Reference, data: TrainingFile | None
+    path: Path, plan: EvaluationPlan, protocol: Protocol | None, reference: Reference, data: TrainingFile | None
 ) -> tuple[DrawnImages, dict[str, Any]]:
     """Return a snapshot's images by number, and what the card says of them."""
     shot = snapshot.read(path)

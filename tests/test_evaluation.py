@@ -35,6 +35,10 @@ def test_a_snapshot_is_measured_against_its_training_file(
     assert Image.open(out / "card.png").size[0] > 500
     assert not (out / "partial").exists()
     # Samples written by `sample` and measured as an archive give the same distance: the same images were seen.
+    named = [*command[:-1], str(shot.parent / "named"), "--extractor", "efficientnet_lite0"]
+    assert main(named) == 0
+    again = json.loads((shot.parent / "named" / "card.json").read_text())
+    assert again["numbers"] == card["numbers"]
     npz = shot.parent / "samples.npz"
     assert main(["sample", str(shot), "--seeds", "0-19", "--classes", "0", "--out", str(npz)]) == 0
     with np.load(npz) as file:
@@ -70,6 +74,9 @@ def test_stored_statistics_are_built_inspected_and_checked(
         (["eval", "{shot}", "--images", "x"], "exactly one of"),
         (["eval", "{shot}"], "nothing to compare with"),
         (["eval", "{shot}", "--data", "{data}", "--protocol", "fidd"], "--protocol is 'fidd'; allowed are"),
+        (["eval", "{shot}", "--data", "{data}", "--extractor", "vgg"], "vgg"),
+        (["eval", "{shot}", "--data", "{data}", "--extractor", "inception", "--input", "tf9"], "tf9"),
+        (["eval", "{shot}", "--data", "{data}", "--extractor", "clip"], "needs a local weight file"),
         (["eval", "{shot}", "--data", "absent.h5"], "absent.h5"),
         (["eval", "{shot}", "--reference", "absent.npz"], "absent.npz"),
         (["eval", "--images", "absent", "--data", "{data}"], "absent"),

@@ -129,9 +129,9 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
     progress = Progress(run.nimg, total_steps * config.batch_size * config.d_steps)
     sums = Averages()
     signals = SignalWatch()
-    options = {"objective": config.objective, "augmentation": config.augment, "autocast": autocast}
-    take_d_step = partial(d_phase, run.G, run.D, **options)
-    take_g_step = partial(g_phase, run.G, run.D, **options)
+    objective, augmentation = config.objective, config.augment
+    take_d_step = partial(d_phase, run.G, run.D, objective=objective, augmentation=augmentation, autocast=autocast)
+    take_g_step = partial(g_phase, run.G, run.D, objective=objective, augmentation=augmentation, autocast=autocast)
 
     def micro_batches(phase: Phase, repeat: int, real: Tensor, y: Tensor) -> list[MicroBatch]:
         """Cut this process's real images into micro-batches with their noise."""
