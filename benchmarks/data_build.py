@@ -3,6 +3,7 @@
 JPEGs of 500x375, about 110 kB each as ImageNet's, decoded on all cores by each library alone (from memory, to RGB),
 then built into 128x128 files by every resize. Prints each build against the decoders alone: by the clock, with the
 start of the processes, the list, the checks and all; and by CPU time, which other work on the machine disturbs less.
+Least disturbed is the first comparison: what one decoding process does, block by block, against its decoder alone.
 
     python benchmarks/data_build.py
 """
@@ -13,16 +14,29 @@ import io
 import multiprocessing
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+# One thread and kept buffers in this process, as in the builder's.
+_SETTINGS = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+}
+if any(name not in os.environ for name in _SETTINGS):
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**_SETTINGS, **os.environ})
 
-from hamgan.data.build import build, num_cores
-from hamgan.data.resample import resize_square
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from hamgan.data.build import build, num_cores  # noqa: E402
+from hamgan.data.folder import FileReader  # noqa: E402
+from hamgan.data.resample import resize_square  # noqa: E402
+from hamgan.data.worker import BlockBuilder, Job  # noqa: E402
 
 DISTINCT = 64
 
@@ -151,6 +165,39 @@ def time_resizes(data: bytes, resizes: list[str]) -> None:
         )
 
 
+def time_one_process(photos: list[bytes], resizes: list[str]) -> None:
+    """Print the CPU time of a decoding process's blocks and of the decoders alone, the best of many rounds of 64 images."""
+
+    def milliseconds(call: Callable[[], object]) -> float:
+        costs = []
+        for _ in range(16):
+            started = time.process_time()
+            call()
+            costs.append(time.process_time() - started)
+        return min(costs) / len(photos) * 1e3
+
+    alone = {}
+    for name in ("simplejpeg", "Pillow"):
+        with contextlib.suppress(ImportError):
+            alone[name] = milliseconds(lambda decode=DECODERS[name]: [decode(data) for data in photos])  # type: ignore[misc]
+            print(f"one core, {name} alone: {alone[name]:.2f} ms per image")
+    with tempfile.TemporaryDirectory() as name:
+        for i, data in enumerate(photos):
+            (Path(name) / f"{i}.jpg").write_bytes(data)
+        (Path(name) / "data").write_bytes(bytes(len(photos) * 128 * 128 * 3))
+        names = [f"{i}.jpg" for i in range(len(photos))]
+        for resize in resizes:
+            job = Job(
+                reader=FileReader(name), data_path=Path(name) / "data", offset=0, resolution=128, resize=resize,
+                background=(255, 255, 255),
+            )  # fmt: skip
+            builder = BlockBuilder(job)
+            cost = milliseconds(lambda builder=builder: builder.build(0, names))  # type: ignore[misc]
+            builder.close()
+            against = ", ".join(f"{alone[name] / cost:.2f} of {name} alone" for name in alone)
+            print(f"one core, read + decode + {resize:9} + write: {cost:.2f} ms per image: {against}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,11 +205,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="the best counts")
     parser.add_argument("--resizes", nargs="+", default=["lanczos", "bilinear", "box", "tfgan"])
     options = parser.parse_args()
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ[name] = "1"
     photos = [photo(seed) for seed in range(DISTINCT)]
     size = np.mean([len(data) for data in photos]) / 1e3
     print(f"{options.images} JPEGs of 500x375, {size:.0f} kB each, {num_cores()} cores")
+    time_one_process(photos, options.resizes)
     alone: dict[str, tuple[float, float]] = {}
     for name in DECODERS:
         costs = [decoder_cost(name, photos, options.images) for _ in range(options.rounds)]

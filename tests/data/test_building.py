@@ -85,7 +85,7 @@ build(sys.argv[1], sys.argv[2], resolution=16, workers=2, skip_bad=True)
 """
 
 
-def kill_until_done(source: Path, out: Path, rng: random.Random, kills: int) -> int:
+def kill_until_done(source: Path, out: Path, rng: random.Random, kills: int, seconds: float) -> int:
     """Start builds and SIGKILL them at random moments; return how many were killed before one finished."""
     killed = 0
     while not out.exists():
@@ -93,8 +93,7 @@ def kill_until_done(source: Path, out: Path, rng: random.Random, kills: int) -> 
             [sys.executable, "-c", COMMAND, str(source), str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         if killed < kills:
-            # From before the first block to after the last: the start alone takes a third of a second.
-            time.sleep(rng.uniform(0.2, 1.0))
+            time.sleep(rng.uniform(0.2, 1.1) * seconds)
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL  # else it was done before
         else:
@@ -108,11 +107,13 @@ def killed_builds(tmp_path: Path, num_images: int, kills: int, seed: int, bad: b
     if bad:
         (source / "a" / "002.png").write_bytes(b"broken")
     undisturbed = tmp_path / "undisturbed.h5"
-    build(source, undisturbed, resolution=16, workers=2, skip_bad=True)
+    started = time.monotonic()
+    assert kill_until_done(source, undisturbed, random.Random(0), 0, 0.0) == 0
+    seconds = time.monotonic() - started
     rng, total = random.Random(seed), 0
-    for attempt in range(kills):
+    for attempt in range(4 * kills):
         out = tmp_path / f"killed-{attempt}.h5"
-        total += kill_until_done(source, out, rng, kills - total)
+        total += kill_until_done(source, out, rng, kills - total, seconds)
         build(source, out, resolution=16, workers=2, skip_bad=True)  # sweeps up if the kill came after the rename
         assert out.read_bytes() == undisturbed.read_bytes()
         assert [name for name in leftovers(out) if not name.endswith(".bad.txt")] == []
