@@ -36,12 +36,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("HAMGAN_TRACEBACK"):
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"hamgan: error: {_one_line(error)}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _refuse(_one_line(error))
+    except (MemoryError, RuntimeError) as error:
+        if (
+            "out of memory" not in str(error)
+            and "allocate memory" not in str(error)
+            and not isinstance(error, MemoryError)
+        ):
+            raise
+        return _refuse("out of memory; take a smaller micro_batch, batch_size or channels")
     except KeyboardInterrupt:
         print("hamgan: interrupted", file=sys.stderr)
         return 130
+
+
+def _refuse(line: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    print(f"hamgan: error: {'' if rank == '0' else f'rank {rank}: '}{line}", file=sys.stderr)
+    return EXIT_BAD_INPUT
 
 
 def _one_line(error: Exception) -> str:
@@ -103,13 +115,16 @@ def _train(options: argparse.Namespace) -> int:
 
         print(dry_run(config, preset=preset, root=options.root, run_dir=options.run_dir))
         return 0
+    from hamgan import dist
     from hamgan.training.loop import Stopped, train
 
     try:
         train(config, preset=preset, root=options.root, run_dir=options.run_dir)
     except Stopped as stopped:
-        print(stopped)
+        dist.print0(stopped)
         return stopped.exit_code
+    finally:
+        dist.shutdown()
     return 0
 
 

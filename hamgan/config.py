@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import textwrap
 import tomllib
 import types
@@ -92,7 +93,9 @@ def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
         if items[-1] is not Ellipsis and len(value) != len(items):
             raise ValueError(f"{where}: '{key}' is {value!r}; it must be a list of {len(items)} values")
         return tuple(_convert(item, items[0], key, where) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: '{key}' is {value}; it must be finite")
         return float(value)
     if type(value) is not kind:
         names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
@@ -140,7 +143,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_overrides(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read `--section.key value` and `--section.key=value` pairs into a nested mapping.
+    """Read `--section.key value`, `--section.key=value` and switches, `--section.key`, into a nested mapping.
 
     A value is read as TOML (`0.5`, `true`, `[32, 64]`); what is not TOML is a text, and `32,64` a list.
 
@@ -148,7 +151,7 @@ def parse_overrides(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, s
         The mapping, and the option that set each dotted key.
 
     Raises:
-        ValueError: If an option has no name or no value.
+        ValueError: If an argument is no option.
     """
     mapping: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -159,9 +162,8 @@ def parse_overrides(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, s
             raise ValueError(f"unexpected argument '{option}'; overrides are written --section.key value")
         name, equals, text = option[2:].partition("=")
         if not equals:
-            if not queue:
-                raise ValueError(f"--{name}: a value is missing")
-            text = queue.pop(0)
+            # A bare option is a switch: --compile is --compile true.
+            text = "true" if not queue or queue[0].startswith("--") else queue.pop(0)
         key = name.replace("-", "_")
         *sections, leaf = key.split(".")
         place = mapping
@@ -278,6 +280,6 @@ def split_options(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[st
             kept.append(argument)
             continue
         overrides.append(argument)
-        if not equals and queue:
+        if not equals and queue and not queue[0].startswith("--"):
             overrides.append(queue.pop(0))
     return kept, overrides

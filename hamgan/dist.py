@@ -5,6 +5,7 @@ Every call is safe without an initialised process group: a lone process is rank 
 
 import os
 import sys
+from datetime import timedelta
 from typing import TextIO, TypeVar
 
 import torch
@@ -22,7 +23,10 @@ def init(device: torch.device) -> None:
     """
     if "RANK" not in os.environ or torch_dist.is_initialized():
         return
-    torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's collectives of objects use the current device
+    # Long, because the others wait while rank 0 builds the training file.
+    torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
 
 
 def shutdown() -> None:

@@ -57,6 +57,10 @@ class EvaluationPlan:
     device: torch.device
     """Where the extractor runs."""
 
+    def __post_init__(self) -> None:
+        if self.num_images is not None and self.num_images < 2:
+            raise ValueError(f"--num-images is {self.num_images}; it must be at least 2")
+
 
 def load_protocol(plan: EvaluationPlan) -> tuple[Protocol | None, Extractor]:
     """Return a plan's protocol, None where it names an extractor of its own, and the extractor.

@@ -79,6 +79,10 @@ def read(path: str | Path) -> Snapshot:
         fields = {key: json.loads(metadata[key]) for key in ("generator", "class_names", "provenance")}
     except (KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: its metadata are incomplete or damaged ({error})") from None
+    kinds = {"generator": dict, "class_names": list, "provenance": dict}
+    for key, kind in kinds.items():
+        if not isinstance(fields[key], kind):
+            raise ValueError(f"{path}: its metadata '{key}' are damaged: a {kind.__name__} is expected")
     config = configuration.from_mapping(GeneratorConfig, fields["generator"], f"{path} (generator)")
     return Snapshot(
         generator=_fill(config, tensors, path),

@@ -10,13 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from hamgan.checkpoint import load_tensors
-from hamgan.interop.tensors import assign, channel_unit, read_shape
+from hamgan.interop.tensors import assign, channel_unit, naming_the_file, read_shape
 from hamgan.models.arch import DISCRIMINATOR_MULTIPLIERS, GENERATOR_MULTIPLIERS, NUM_DOWNSAMPLING
 from hamgan.models.discriminator import Discriminator, DiscriminatorConfig
 from hamgan.models.generator import INITIAL_RESOLUTION, Generator, GeneratorConfig
 from hamgan.nn.spectral_norm import SpectralNormConfig
 
 
+@naming_the_file
 def load_generator(path: str | Path, *, batch_norm_eps: float = 1e-5, spectral_norm_eps: float = 1e-6) -> Generator:
     """Load a generator: any width, resolution 32 to 256, number of classes, with or without hierarchy, shared embedding,
     attention, and spectral norm.
@@ -68,6 +69,7 @@ def load_generator(path: str | Path, *, batch_norm_eps: float = 1e-5, spectral_n
     return assign(Generator(config), _rename_generator(state, shared), path)
 
 
+@naming_the_file
 def load_discriminator(path: str | Path, *, spectral_norm_eps: float = 1e-6) -> Discriminator:
     """Load a discriminator; arguments, result and errors as in `load_generator`."""
     state = _read(path)

@@ -1,13 +1,33 @@
 """What the readers of foreign weights share: shapes with good errors, widths, and a strict assignment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from math import gcd
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-N = TypeVar("N", bound=nn.Module)
+from hamgan.models.discriminator import Discriminator
+from hamgan.models.generator import Generator
+
+N = TypeVar("N", Generator, Discriminator)
+P = ParamSpec("P")
+
+
+def naming_the_file(load: Callable[Concatenate[str | Path, P], N]) -> Callable[Concatenate[str | Path, P], N]:
+    """Turn whatever a loader meets in a file with odd names or shapes into a ValueError that names the file."""
+
+    @wraps(load)
+    def wrapped(path: str | Path, *args: P.args, **kwargs: P.kwargs) -> N:
+        try:
+            return load(path, *args, **kwargs)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{path}: unexpected names or shapes of tensors ({error!r})") from None
+        except ValueError as error:
+            raise (error if str(path) in str(error) else ValueError(f"{path}: {error}")) from None
+
+    return wrapped
 
 
 def read_shape(state: Mapping[str, Tensor], name: str, path: str | Path) -> tuple[int, ...]:
@@ -40,7 +60,9 @@ def assign(network: N, tensors: Mapping[str, Tensor], path: str | Path) -> N:
         ValueError: If a tensor is missing, unknown or of another shape.
     """
     expected = network.state_dict()
-    optional = {name for name in expected if name.endswith(("_ham.bases", "spectral_norm.u"))}
+    optional = {name for name in expected if name.endswith("_ham.bases")}
+    if network.config.spectral_norm.mode == "none":
+        optional |= {name for name in expected if name.endswith("spectral_norm.u")}
     for name in expected.keys() - optional - tensors.keys():
         raise ValueError(f"{path}: nothing for '{name}' of the network")
     for name, tensor in tensors.items():
@@ -50,5 +72,7 @@ def assign(network: N, tensors: Mapping[str, Tensor], path: str | Path) -> N:
             raise ValueError(
                 f"{path}: '{name}' is {tuple(tensor.shape)}; the network needs {tuple(expected[name].shape)}"
             )
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: '{name}' holds values that are not finite")
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
     return network.eval()

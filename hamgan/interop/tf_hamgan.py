@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hamgan.interop.tensors import assign, channel_unit, read_shape
+from hamgan.interop.tensors import assign, channel_unit, naming_the_file, read_shape
 from hamgan.models.arch import DISCRIMINATOR_MULTIPLIERS, GENERATOR_MULTIPLIERS
 from hamgan.models.discriminator import Discriminator, DiscriminatorConfig
 from hamgan.models.generator import INITIAL_RESOLUTION, Generator, GeneratorConfig
@@ -28,6 +28,7 @@ SPECTRAL_NORM = SpectralNormConfig(mode="inequality", side="input", eps=1e-6)
 """tf.math.l2_normalize's epsilon is 1e-12 on the squared norm."""
 
 
+@naming_the_file
 def load_generator(
     path: str | Path,
     *,
@@ -41,7 +42,7 @@ def load_generator(
 
     Args:
         path: An `.npz` of variables by name, or the prefix of a TensorFlow checkpoint (needs the extra `tensorflow`).
-        ham: The decomposition, which a file does not tell.
+        ham: The decomposition, which a file does not tell. The official code has nmf and cd; vq is ours.
         steps: Its steps K, likewise.
         rank: Its number of bases R, likewise; unused where `bases` are given.
         sections: Its number of sections S, likewise.
@@ -93,6 +94,7 @@ def load_generator(
     return network
 
 
+@naming_the_file
 def load_discriminator(
     path: str | Path,
     *,
@@ -149,7 +151,7 @@ def read_variables(path: str | Path, scope: str) -> dict[str, Tensor]:
     """
     arrays = _read_npz(Path(path)) if Path(path).suffix == ".npz" else _read_checkpoint(path)
     variables = {
-        name.removeprefix(f"{scope}/"): torch.from_numpy(np.array(array, dtype=np.float32))
+        name.removeprefix(f"{scope}/").removesuffix(":0"): torch.from_numpy(np.array(array, dtype=np.float32))
         for name, array in arrays.items()
         if name.startswith(f"{scope}/") and array.dtype.kind == "f"
     }

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-RESOLUTIONS = (32, 64, 128, 256)
-
 GENERATOR_MULTIPLIERS: dict[int, tuple[int, ...]] = {
     32: (4, 4, 4, 4),
     64: (16, 16, 8, 4, 2),

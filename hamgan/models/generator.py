@@ -69,6 +69,8 @@ class GeneratorConfig:
                 f"generator.z_dim is {self.z_dim}; a hierarchical z at {self.resolution} is split into {len(plan) + 1} "
                 "chunks of equal length"
             )
+        if not self.batch_norm_eps > 0:
+            raise ValueError(f"generator.batch_norm_eps is {self.batch_norm_eps}; it must be > 0")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(f"generator.batch_norm_momentum is {self.batch_norm_momentum}; it must be in (0, 1]")
 

@@ -100,11 +100,12 @@ class MatrixDecomposition(nn.Module, ABC):
     def forward(self, x: Tensor, bases: Tensor | None = None) -> Tensor:
         """Reconstruct x from few bases.
 
-        Computed in float32 whatever the autocast: the multiplicative updates divide small numbers.
+        Computed in float32 (float64 if x is) whatever the autocast: the multiplicative updates divide small numbers.
 
         Args:
             x: Columns, (B, D, N); non-negative for NMF. B counts samples times sections, sections fastest.
-            bases: Initial bases, (B, D, R) or (1, D, R), used as they are; None for the layer's own.
+            bases: Initial bases, (B, D, R) or (1, D, R); None for the layer's own. NMF takes them as they are, VQ and CD
+                scale their columns to unit length, as every public version does with what it draws.
 
         Returns:
             bases @ coef^T, (B, D, N), in x's dtype.
@@ -114,7 +115,7 @@ class MatrixDecomposition(nn.Module, ABC):
         """
         dtype = x.dtype
         with float32_island(x.device):
-            x = x.float()
+            x = x if dtype == torch.float64 else x.float()
             bases, coef = self.decompose(x, bases)
             return torch.bmm(bases, coef.transpose(1, 2)).to(dtype)
 
@@ -145,23 +146,24 @@ class MatrixDecomposition(nn.Module, ABC):
         if self.dim is not None and dim != self.dim:
             raise ValueError(f"x has columns of length {dim}; this decomposition was built for {self.dim}")
         if self.training and self.bases_mode == "random":
-            bases = self.draw_bases((batch, dim, self.rank), None, x.device)
+            bases = self.draw_bases((batch, dim, self.rank), None, x.device).to(x.dtype)
             return F.normalize(bases, dim=1) if self.normalize_bases else bases
-        stored = self._seeded_bases(dim).to(x.device) if self.bases is None else self.bases.float()
+        stored = self._seeded_bases(dim).to(x.device) if self.bases is None else self.bases
+        stored = stored.to(x.dtype)
         if stored.shape[0] == batch:
             return stored
         if batch % stored.shape[0]:
             raise ValueError(f"x has a batch of {batch}; it must be a multiple of the {stored.shape[0]} stored bases")
         return stored.repeat(batch // stored.shape[0], 1, 1)
 
-    @staticmethod
-    def _checked_bases(x: Tensor, bases: Tensor) -> Tensor:
+    def _checked_bases(self, x: Tensor, bases: Tensor) -> Tensor:
         batch, dim = x.shape[:2]
         if bases.dim() != 3 or bases.shape[0] not in (1, batch) or bases.shape[1] != dim:
             raise ValueError(
                 f"bases have shape {tuple(bases.shape)}; x {tuple(x.shape)} needs ({batch} or 1, {dim}, R)"
             )
-        return bases.float().expand(batch, -1, -1)
+        bases = bases.to(x.dtype).expand(batch, -1, -1)
+        return bases if isinstance(self, NMF) else F.normalize(bases, dim=1)
 
     @torch.no_grad()
     def _update_online(self, found: Tensor) -> None:
@@ -247,7 +249,7 @@ class CD(MatrixDecomposition):
     def last_coef(self, x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
         """Solve min_c |x - bases c|^2 + beta |c|^2 for every pixel."""
         gram = torch.bmm(bases.transpose(1, 2), bases)
-        ridge = self.beta * torch.eye(gram.shape[-1], device=gram.device)
+        ridge = self.beta * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
         return torch.linalg.solve(gram + ridge, torch.bmm(bases.transpose(1, 2), x)).transpose(1, 2)
 
 

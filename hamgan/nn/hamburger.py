@@ -57,6 +57,8 @@ class HamburgerConfig:
         for name in ("latent_channels", "train_steps", "eval_steps", "inv_t"):
             if getattr(self, name) < 0:
                 raise ValueError(f"ham.{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"ham.seed is {self.seed}; it must be in [0, 2**63)")
         if not 0 < self.eta <= 1:
             raise ValueError(f"ham.eta is {self.eta}; it must be in (0, 1]")
         if not self.beta > 0:

@@ -1,4 +1,4 @@
-"""Images side by side in one picture, or one by one in a folder or an archive."""
+"""Images side by side in one picture, or together in an archive."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,13 +35,6 @@ def save_png(path: Path, image: Tensor) -> None:
     """
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
-
-
-def save_folder(folder: Path, images: Tensor, names: Sequence[str]) -> None:
-    """Write uint8 images (N, 3, H, W) as `folder/<name>.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for image, name in zip(images, names, strict=True):
-        save_png(folder / f"{name}.png", image)
 
 
 def save_npz(path: Path, images: Tensor, labels: Sequence[int], seeds: Sequence[int]) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MAX_SEEDS = 10_000_000
+"""Seeds in one range of a command."""
+
 
 def seeded_latents(seeds: Sequence[int], z_dim: int, truncation: float | None = None) -> Tensor:
     """Draw one latent a seed.
@@ -45,10 +48,14 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise ValueError(f"--seeds has '{part.strip()}'; allowed are numbers and ranges such as 0-63,100")
-        seeds.extend(range(int(first), int(last or first) + 1))
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= last - first < MAX_SEEDS:
+            raise ValueError(
+                f"--seeds has '{part.strip()}'; allowed are numbers below 10**18 and ranges upwards of at most "
+                f"{MAX_SEEDS:,} seeds, such as 0-63,100"
+            )
+        seeds.extend(range(first, last + 1))
     return seeds
 
 
@@ -62,7 +69,7 @@ def parse_classes(text: str, class_names: Sequence[str], num_classes: int) -> li
     for part in (part.strip() for part in text.split(",")):
         if part in class_names:
             classes.append(list(class_names).index(part))
-        elif (match := re.fullmatch(r"(\d+)(?:-(\d+))?", part)) and int(match[1]) <= (
+        elif (match := re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)) and int(match[1]) <= (
             last := int(match[2] or match[1])
         ) < num_classes:
             classes.extend(range(int(match[1]), last + 1))

@@ -4,8 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hamgan.sampling.draw import DrawsImages, draw_images
-from hamgan.sampling.grid import make_grid, save_folder, save_npz, save_png
+from tqdm import tqdm
+
+from hamgan.sampling.draw import DrawsImages, draw_chunks, draw_images
+from hamgan.sampling.grid import make_grid, save_npz, save_png
 from hamgan.sampling.latents import parse_classes, parse_seeds
 
 MAX_COLUMNS = 16
@@ -44,14 +46,20 @@ def write_samples(
     labels = [y for y in class_list for _ in seed_list]
     if out.suffix in (".png", ".npz"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    images = draw_images(G, all_seeds, labels, truncation)
-    if out.suffix == ".png":
-        save_png(out, make_grid(images, _columns(len(seed_list), len(class_list))))
-    elif out.suffix == ".npz":
-        save_npz(out, images, labels, all_seeds)
+        images = draw_images(G, all_seeds, labels, truncation)
+        if out.suffix == ".png":
+            save_png(out, make_grid(images, _columns(len(seed_list), len(class_list))))
+        else:
+            save_npz(out, images, labels, all_seeds)
     else:
-        save_folder(out, images, [_file_name(y, seed, class_names) for y, seed in zip(labels, all_seeds, strict=True)])
-    return f"{out}: {len(images)} images, {len(class_list)} classes x {len(seed_list)} seeds"
+        out.mkdir(parents=True, exist_ok=True)
+        names = (_file_name(y, seed, class_names) for y, seed in zip(labels, all_seeds, strict=True))
+        with tqdm(total=len(labels), unit="img", delay=2) as bar:
+            for chunk in draw_chunks(G, all_seeds, labels, truncation):
+                for image in chunk:
+                    save_png(out / f"{next(names)}.png", image)
+                bar.update(len(chunk))
+    return f"{out}: {len(labels)} images, {len(class_list)} classes x {len(seed_list)} seeds"
 
 
 def _columns(num_seeds: int, num_classes: int) -> int:

@@ -182,6 +182,12 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.micro_batch < 0:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be in [0, 2**63)")
+        if self.compile and (self.objective.r1_gamma or self.objective.r2_gamma):
+            raise ValueError(
+                "compile is true with a gradient penalty; torch.compile has no second derivative: set one off"
+            )
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"anneal is {self.anneal}; it must be in [0, 1]")
         for name in ("resolution", "num_classes"):

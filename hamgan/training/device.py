@@ -20,6 +20,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda", dist.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", dist.local_rank())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is '{name}'; this machine cannot use it ({str(error).splitlines()[0]})") from None
@@ -27,8 +29,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def prepare(device: torch.device) -> None:
-    """Set what torch keeps for the whole process: TF32 products and measured convolution algorithms on a GPU."""
-    torch.set_float32_matmul_precision("high")
+    """Set what torch keeps for the whole process: on a GPU, TF32 and measured algorithms for convolutions.
+
+    Matrix products keep full float32: the ham's updates and the augmentation's shifts rely on it.
+    """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True

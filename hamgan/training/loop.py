@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamgan import checkpoint, dist, snapshot
 from hamgan import config as configuration
-from hamgan import dist, snapshot
 from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.loader import BatchLoader
@@ -93,9 +93,9 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
     path = dist.from_rank0(run_dir or run_folder.choose(root, preset, config))
     folder = RunFolder(path, config) if dist.is_main() else None
     run = build_run(config, device, data)
-    state = dist.from_rank0(folder.newest_checkpoint() if folder else None)
-    if state is not None:
-        restore(run, state)
+    newest = dist.from_rank0(folder.newest_checkpoint() if folder else None)
+    if newest is not None:
+        restore(run, checkpoint.load_tensors(newest))
     if folder:
         announce(folder, run, total_steps, precision, num_micro)
     if run.step >= total_steps:
@@ -174,6 +174,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
             if folder and quick and due("eval_every", run.step):
                 judge(folder, run, quick)
             if folder and (stop or due("checkpoint_every", run.step)):
+                record(folder, run, sums, progress)
                 save(folder, run)
             if stop and run.step < total_steps:
                 message = f"stopped at step {run.step} of {total_steps}, saved in {path}; the same command goes on"
@@ -184,6 +185,8 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
         signals.close()
         if folder and run.step < total_steps:
             folder.close()
+    if folder:
+        record(folder, run, sums, progress)
     if folder and quick:
         judge(folder, run, quick)
     finish(folder, run, progress)
@@ -259,6 +262,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "step": run.step,
         "nimg": run.nimg,
         "best": run.best,
+        "data": run.data.fingerprint,
         "G": run.G.network.state_dict(),
         "D": run.D.network.state_dict(),
         "G_ema": run.G_ema.state_dict(),
@@ -276,6 +280,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     saved = configuration.from_mapping(TrainConfig, state["config"], "checkpoint")
     if rows := run_folder.fixed_differences(saved, run.config):
         raise ValueError(f"the checkpoint is of another configuration: {'; '.join(rows[:3])}")
+    if state["data"] != run.data.fingerprint:
+        raise ValueError(f"{run.data.path}: holds other images than this run began with; give it its file back")
     run.G.network.load_state_dict(state["G"])
     run.D.network.load_state_dict(state["D"])
     run.G_ema.load_state_dict(state["G_ema"])
@@ -301,8 +307,7 @@ def announce(folder: RunFolder, run: Run, total_steps: int, precision: str, num_
         folder.say(f"going on from step {run.step}")
         folder.forget_after(run.step)
     else:
-        images, _ = real_images(run, config.log.grid_columns)
-        save_png(folder.path / "samples" / "real.png", make_grid(images, config.log.grid_columns))
+        draw_real_grid(folder, run)
 
 
 def finish(folder: RunFolder | None, run: Run, progress: Progress | None) -> None:
@@ -323,8 +328,14 @@ def finish(folder: RunFolder | None, run: Run, progress: Progress | None) -> Non
 
 
 def record(folder: RunFolder, run: Run, sums: Averages, progress: Progress) -> None:
-    """Write a row of statistics, the mean since the last row."""
+    """Write a row of statistics, the mean since the last row; nothing if there was no step since.
+
+    Raises:
+        ValueError: If one is not finite: called before every save, so that no whole checkpoint is replaced by a ruined one.
+    """
     row = sums.take()
+    if not row:
+        return
     bad = [key for key, value in row.items() if value != value or abs(value) == float("inf")]
     if bad:
         raise ValueError(f"training diverged at step {run.step}: {', '.join(bad)} not finite; lower the learning rates")
@@ -347,6 +358,17 @@ def real_images(run: Run, columns: int) -> tuple[Tensor, Tensor]:
     indices = torch.cat([torch.nonzero(labels == y).flatten()[:columns] for y in classes])
     images = torch.from_numpy(run.data.read(indices.numpy())).permute(0, 3, 1, 2)
     return images, labels[indices]
+
+
+def draw_real_grid(folder: RunFolder, run: Run) -> None:
+    """Draw real images, a row a class as in the other grids, white where a class has fewer than a row."""
+    columns = run.config.log.grid_columns
+    images, labels = real_images(run, columns)
+    rows = []
+    for y in labels.unique_consecutive():
+        row = images[labels == y]
+        rows += [row, row.new_full((columns - len(row), *row.shape[1:]), 255)]
+    save_png(folder.path / "samples" / "real.png", make_grid(torch.cat(rows), columns))
 
 
 def draw_grid(folder: RunFolder, run: Run) -> Path:
@@ -398,4 +420,5 @@ def present_snapshot(folder: RunFolder, run: Run) -> snapshot.Snapshot:
 def save(folder: RunFolder, run: Run) -> None:
     """Save a checkpoint and a snapshot."""
     folder.save_checkpoint(run.step, state_of(run))
-    snapshot.write(folder.snapshot_path(run.step), present_snapshot(folder, run))
+    shot = present_snapshot(folder, run)
+    folder.save_snapshot(run.step, lambda path: snapshot.write(path, shot))

@@ -1,7 +1,8 @@
 """Every random number of training as a function of (seed, step, phase) and the sample's place in the global batch.
 
-There is no generator state to save: a resumed run draws what the undisturbed one would have drawn, and a sample's noise
-does not depend on which of how many processes computes it.
+There is no generator state to save: a resumed run draws what the undisturbed one would have drawn, and a sample's latent,
+class and augmentation do not depend on which of how many processes computes it. What layers draw for themselves (a ham's
+fresh bases) follows from the micro-batch's place, so it repeats for the same processes and micro-batches only.
 """
 
 from dataclasses import dataclass

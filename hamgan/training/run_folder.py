@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -43,10 +43,18 @@ def choose(root: Path, preset: str, config: TrainConfig) -> Path:
     """Return the newest run of a preset whose fixed keys are the same, or the next number where there is none."""
     runs = sorted(path for path in root.glob("[0-9]*-*") if re.fullmatch(r"\d{5}-.+", path.name))
     for path in reversed(runs):
-        if path.name[6:] == preset and (path / CONFIG).is_file() and not fixed_differences(read_config(path), config):
+        if path.name[6:] == preset and _is_run_of(path, config):
             return path
     number = 1 + max((int(path.name[:5]) for path in runs), default=-1)
     return root / f"{number:05d}-{preset}"
+
+
+def _is_run_of(path: Path, config: TrainConfig) -> bool:
+    """Say whether a folder's run can go on with a configuration; one that cannot be read is another run."""
+    try:
+        return not fixed_differences(read_config(path), config)
+    except (ValueError, OSError):
+        return False
 
 
 class RunFolder:
@@ -120,8 +128,8 @@ class RunFolder:
         """Return the checkpoints, oldest first."""
         return sorted(self.path.glob("checkpoint-*.pt"))
 
-    def newest_checkpoint(self) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint, naming each damaged one that is passed over; None where there is none.
+    def newest_checkpoint(self) -> Path | None:
+        """Return the newest whole checkpoint, naming each damaged one that is passed over; None where there is none.
 
         Raises:
             ValueError: If there are checkpoints and all are damaged.
@@ -129,7 +137,8 @@ class RunFolder:
         paths = self.checkpoints()
         for path in reversed(paths):
             try:
-                return checkpoint.load(path)
+                checkpoint.verify(path)
+                return path
             except checkpoint.DamagedFileError as error:
                 self.say(f"warning: {error}; going back to the one before it", file=sys.stderr)
         if paths:
@@ -137,26 +146,36 @@ class RunFolder:
         return None
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Save a checkpoint, then remove all but the newest `keep_checkpoints`."""
-        checkpoint.save(self.path / f"checkpoint-{step:08d}.pt", state)
-        for path in self.checkpoints()[: -self.config.log.keep_checkpoints]:
-            path.unlink()
+        """Save a checkpoint, then remove all but the newest `keep_checkpoints`.
+
+        Later ones, which can only be damaged ones that this run has gone back behind, go too.
+        """
+        written = self.path / f"checkpoint-{step:08d}.pt"
+        checkpoint.save(written, state)
+        _prune(self.checkpoints(), written, self.config.log.keep_checkpoints)
 
     @property
     def best_path(self) -> Path:
         """Where the snapshot with the lowest quick evaluation lies."""
         return self.path / "best.safetensors"
 
-    def snapshot_path(self, step: int) -> Path:
-        """Return where the snapshot of a step lies, after removing all but the newest of the others."""
-        for path in snapshots(self.path)[: -self.config.log.keep_snapshots]:
-            path.unlink()
-        return self.path / f"snapshot-{step:08d}.safetensors"
+    def save_snapshot(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` put a snapshot at a path, then remove all but the newest `keep_snapshots`, and later ones."""
+        written = self.path / f"snapshot-{step:08d}.safetensors"
+        write(written)
+        _prune(snapshots(self.path), written, self.config.log.keep_snapshots)
 
 
 def snapshots(path: Path) -> list[Path]:
     """Return a run's snapshots, oldest first."""
     return sorted(path.glob("snapshot-*.safetensors"))
+
+
+def _prune(paths: list[Path], newest: Path, keep: int) -> None:
+    """Remove all but `keep` of the paths up to the newest, and all behind it; names sort by step."""
+    kept = [path for path in paths if path.name <= newest.name][-keep:]
+    for path in set(paths) - set(kept):
+        path.unlink()
 
 
 def _write_text(path: Path, text: str) -> None:

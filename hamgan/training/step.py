@@ -56,6 +56,10 @@ class MicroBatch:
     noise: Noise
     """Of as many generated images."""
 
+    def fake_classes(self, objective: StepConfig) -> Tensor:
+        """Return the classes of the generated images: drawn; the real ones' where a loss pairs real with fake."""
+        return self.y if objective.loss == "relativistic" else self.noise.y
+
 
 @dataclass(frozen=True, kw_only=True)
 class Player:
@@ -100,15 +104,15 @@ def d_phase(
     D.optimizer.zero_grad(set_to_none=True)
     parts = []
     for batch in batches:
-        noise = batch.noise
+        noise, y = batch.noise, batch.fake_classes(objective)
         torch.manual_seed(noise.layer_seed)
         with torch.no_grad(), autocast():
-            fake = G.call(noise.z, noise.y)
+            fake = G.call(noise.z, y)
         images = torch.cat([fake.float(), batch.real])
         images = augment(images, torch.cat([noise.augment_fake, noise.augment_real]), augmentation)
         images = images.requires_grad_(penalize)
         with autocast():
-            logits = D.call(images, torch.cat([noise.y, batch.y]))
+            logits = D.call(images, torch.cat([y, batch.y]))
         fake_logits, real_logits = logits.float().chunk(2)
         loss = d_loss(objective.loss, real_logits, fake_logits)
         penalty = torch.zeros((), device=loss.device)
@@ -148,17 +152,17 @@ def g_phase(
     G.optimizer.zero_grad(set_to_none=True)
     parts = []
     for batch in batches:
-        noise = batch.noise
+        noise, y = batch.noise, batch.fake_classes(objective)
         torch.manual_seed(noise.layer_seed)
         with autocast():
-            fake = G.call(noise.z, noise.y)
-        images, y = augment(fake.float(), noise.augment_fake, augmentation), noise.y
+            fake = G.call(noise.z, y)
+        images = augment(fake.float(), noise.augment_fake, augmentation)
         if objective.loss == "relativistic":
             real = augment(batch.real, noise.augment_real, augmentation)
             images, y = torch.cat([images, real]), torch.cat([y, batch.y])
         with autocast():
             logits = D.call(images, y)
-        fake_logits, *rest = logits.float().split(len(noise.y))
+        fake_logits, *rest = logits.float().split(len(noise.z))
         loss = g_loss(objective.loss, fake_logits, rest[0] if rest else None)
         (loss / len(batches)).backward()
         parts.append({"g_loss": loss.detach()})

@@ -182,3 +182,27 @@ def test_bad_files_are_refused_in_one_line(reference: Find, tmp_path: Path) -> N
     torch.save(state, tmp_path / "hole.pth")
     with pytest.raises(ValueError, match=r"nothing for 'blocks\.1\.norm2\.statistics\.running_var'"):
         biggan_pytorch.load_generator(tmp_path / "hole.pth")
+
+
+def test_odd_files_name_themselves(reference: Find, tmp_path: Path) -> None:
+    state = torch.load(reference("biggan_pytorch_32/G.pth"), weights_only=True)
+
+    def refused(changes: dict[str, torch.Tensor | None], message: str) -> None:
+        changed = {name: tensor for name, tensor in (state | changes).items() if tensor is not None}
+        torch.save(changed, tmp_path / "odd.pth")
+        with pytest.raises(ValueError, match=message) as caught:
+            biggan_pytorch.load_generator(tmp_path / "odd.pth")
+        assert str(tmp_path / "odd.pth") in str(caught.value)
+
+    refused({"linear.weight": torch.randn(7)}, "odd.pth")
+    refused({"blocks.0.0.conv1.u0": None}, r"nothing for 'blocks\.0\.conv1\.spectral_norm\.u'")
+    refused({"linear.bias": torch.full((512,), float("nan"))}, r"'linear\.bias' holds values that are not finite")
+    path = reference("tf_hamgan/tf_vars.npz")
+    with np.load(path) as file:
+        arrays = {f"{name}:0": file[name] for name in file.files}
+    np.savez(tmp_path / "colon.npz", **arrays)
+    assert tf_hamgan.load_generator(tmp_path / "colon.npz").config.num_classes == 10
+    del arrays["generator/g_ops/sigma_ratio:0"]
+    np.savez(tmp_path / "hole.npz", **arrays)
+    with pytest.raises(ValueError, match=r"hole\.npz: unexpected names or shapes"):
+        tf_hamgan.load_generator(tmp_path / "hole.npz")

@@ -43,7 +43,7 @@ def test_the_one_step_gradient_holds_the_iterates_constant(kind: str) -> None:
     (one_step,) = torch.autograd.grad((ham(x, bases) * weight).sum(), x)
 
     with torch.no_grad():
-        found, coef = ham._iterate(x, bases)
+        found, coef = ham._iterate(x, ham._checked_bases(x, bases))
     (by_hand,) = torch.autograd.grad(
         (torch.bmm(found, ham.last_coef(x, found, coef).transpose(1, 2)) * weight).sum(), x
     )
@@ -115,6 +115,15 @@ def test_evaluation_depends_on_the_input_alone_and_training_draws(kind: str) -> 
     torch.manual_seed(2)
     assert torch.equal(first, ham(x))
     assert torch.allclose(ham(x[2:3]), first[2:3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_stays_float64(kind: str) -> None:
+    ham = KINDS[kind](8, 3).eval()
+    x = positive(9, 2, 8, 10)
+    out = ham(x.double())
+    assert out.dtype == torch.float64 and not torch.equal(out, out.float().double())
+    assert torch.allclose(out.float(), ham(x), rtol=1e-3, atol=1e-4)
 
 
 def test_seeded_bases_without_dim_equal_the_stored_ones() -> None:

@@ -78,7 +78,7 @@ def test_outputs_by_suffix(G: Generator, tmp_path: Path) -> None:
 
 def test_bad_seeds_and_classes_are_named() -> None:
     assert parse_seeds("0-2,7, 9") == [0, 1, 2, 7, 9]
-    for text in ("", "a", "3-1", "-1", "1.5"):
+    for text in ("", "a", "3-1", "-1", "1.5", "0-9999999999", "9" * 20, "²"):
         with pytest.raises(ValueError, match="--seeds has"):
             parse_seeds(text)
     assert parse_classes("bird,0", ("cat", "dog", "bird"), 3) == [2, 0]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hamgan import checkpoint, snapshot
+from hamgan.data.build import build
 from hamgan.models.discriminator import DiscriminatorConfig
 from hamgan.models.generator import GeneratorConfig
 from hamgan.training.augment import AugmentConfig
@@ -118,8 +120,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
     newest = run / "checkpoint-00000006.pt"
     whole = newest.read_bytes()
     newest.write_bytes(whole[: len(whole) // 2])
-    train(config, preset="p", root=tmp_path)
+    train(replace(config, log=replace(config.log, keep_checkpoints=1)), preset="p", root=tmp_path)
     captured = capsys.readouterr()
+    assert [path.name for path in run.glob("checkpoint-*.pt")] == [newest.name]
     assert "checkpoint-00000006.pt: truncated" in captured.err and "going on from step 3" in captured.out
     checkpoint.verify(newest)
     for path in run.glob("checkpoint-*.pt"):
@@ -158,6 +161,28 @@ def test_divergence_stops_with_a_line(config: TrainConfig, tmp_path: Path) -> No
     hot = replace(config, g_optimizer=replace(config.g_optimizer, lr=1e30), precision="fp32")
     with pytest.raises(ValueError, match="training diverged at step"):
         train(hot, preset="p", root=tmp_path)
+    # Nothing ruined is saved, however seldom statistics are written.
+    late = replace(hot, seed=1, log=replace(hot.log, stats_every="100 steps", checkpoint_every="1 step"))
+    with pytest.raises(ValueError, match="training diverged at step"):
+        train(late, preset="late", root=tmp_path)
+    assert all(
+        tensor.isfinite().all()
+        for path in (tmp_path / "00001-late").glob("checkpoint-*.pt")
+        for tensor in checkpoint.load(path)["G"].values()
+    )
+
+
+def test_other_images_under_the_same_name_are_refused(config: TrainConfig, tmp_path: Path) -> None:
+    source = tmp_path / "source" / "class0"
+    source.mkdir(parents=True)
+    for index in range(4):
+        Image.new("RGB", (32, 32), (index, 0, 0)).save(source / f"{index}.png")
+    build(source.parent, tmp_path / "other.h5", resolution=32, resize="none", workers=1)
+    short = replace(config, duration="1 step")
+    run = train(short, preset="p", root=tmp_path)
+    other = replace(short, duration="2 steps", data=DataConfig(path=str(tmp_path / "other.h5")))
+    with pytest.raises(ValueError, match="other images than this run began with"):
+        train(other, preset="p", run_dir=run)
 
 
 def command(preset: Path, root: Path) -> list[str]:
