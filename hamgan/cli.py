@@ -314,6 +314,7 @@ def _eval(options: argparse.Namespace) -> int:
         out=options.out,
     )
     dist.print0(card)
+    dist.shutdown()
     return 0
 
 
@@ -328,9 +329,15 @@ def _add_stats(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     build.add_argument("--extractor", default="inception", help="inception, efficientnet_lite0, dinov2 or clip")
     build.add_argument("--protocol", help="input pipeline of the extractor (default: its own)")
     build.add_argument("--weights", type=Path, help="local weights of the extractor")
+    build.add_argument(
+        "--dataset", help="name kept with the statistics, equal for parts to be merged (default: the file's)"
+    )
     build.add_argument("--split", help="train, validation, ...: kept with the statistics")
     build.add_argument("--resolution", type=int, help="cut and resize a folder's images to this side, pixels")
     build.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
+    merge = _command(actions, "merge", _stats_merge, "Join statistics of parts of a data set, exactly.")
+    merge.add_argument("parts", type=Path, nargs="+", help="the .npz of each part")
+    merge.add_argument("--out", type=Path, required=True, help="the joined .npz")
     inspect = _command(actions, "inspect", _stats_inspect, "Print what stored statistics are of.")
     inspect.add_argument("file", type=Path)
     check = _command(actions, "check", _stats_check, "Check stored statistics for consistency.")
@@ -352,11 +359,21 @@ def _stats_build(options: argparse.Namespace) -> int:
         extractor=options.extractor,
         protocol=options.protocol,
         weights=options.weights,
+        dataset=options.dataset,
         split=options.split,
         resolution=options.resolution,
         device=device,
     )
     dist.print0(line)
+    dist.shutdown()
+    return 0
+
+
+def _stats_merge(options: argparse.Namespace) -> int:
+    from hamgan.metrics import merge_statistics
+
+    merge_statistics(options.parts, options.out)
+    print(f"{options.out}: joined from {len(options.parts)} files")
     return 0
 
 

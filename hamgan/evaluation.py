@@ -281,6 +281,7 @@ def build_reference(
     extractor: str,
     protocol: str | None,
     weights: Path | None,
+    dataset: str | None,
     split: str | None,
     resolution: int | None,
     device: torch.device,
@@ -297,5 +298,5 @@ def build_reference(
         source = FolderImages(images, resolution=resolution)
     else:
         source = ReaderImages(TrainingFile(images))
-    build_statistics(source, network, out, description=Description(dataset=images.stem, split=split))
+    build_statistics(source, network, out, description=Description(dataset=dataset or images.stem, split=split))
     return f"{out}: {source.num_images} images of {images}, {network.name}, protocol {network.protocol}"

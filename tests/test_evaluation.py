@@ -67,6 +67,22 @@ def test_stored_statistics_are_built_inspected_and_checked(
     assert "efficientnet_lite0" in text and "train" in text
 
 
+def test_statistics_of_parts_join_to_those_of_the_whole(data_file: Path, tmp_path: Path) -> None:
+    source, whole = data_file.parent / "source", tmp_path / "whole.npz"
+    options = ["--extractor", "efficientnet_lite0"]
+    assert main(["stats", "build", str(data_file), str(whole), *options]) == 0
+    parts = []
+    for part in (1, 2):
+        file, parts_npz = tmp_path / f"{part}.h5", tmp_path / f"{part}.npz"
+        assert main(["data", "build", str(source), str(file), "--resolution", "32", "--shard", f"{part}/2"]) == 0
+        assert main(["stats", "build", str(file), str(parts_npz), "--dataset", "noise", *options]) == 0
+        parts.append(str(parts_npz))
+    assert main(["stats", "merge", *parts, "--out", str(tmp_path / "joined.npz")]) == 0
+    with np.load(whole) as one, np.load(tmp_path / "joined.npz") as two:
+        assert int(one["n"]) == int(two["n"]) == 18
+        assert np.allclose(one["mu"], two["mu"], rtol=1e-9) and np.allclose(one["sigma"], two["sigma"], atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
