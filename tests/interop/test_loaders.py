@@ -184,6 +184,21 @@ def test_bad_files_are_refused_in_one_line(reference: Find, tmp_path: Path) -> N
         biggan_pytorch.load_generator(tmp_path / "hole.pth")
 
 
+def test_attention_in_every_block_of_a_small_discriminator_loads(reference: Find, tmp_path: Path) -> None:
+    """BigGAN-PyTorch puts attention into all four blocks at 32x32 where it is asked for at 16."""
+    state = torch.load(reference("biggan_pytorch_32/D.pth"), weights_only=True)
+    for index in range(4):
+        for part, (o, i) in {"theta": (4, 32), "phi": (4, 32), "g": (16, 32), "o": (32, 16)}.items():
+            state[f"blocks.{index}.1.{part}.weight"] = torch.randn(o, i, 1, 1)
+            state[f"blocks.{index}.1.{part}.u0"] = torch.randn(1, o)
+        state[f"blocks.{index}.1.gamma"] = torch.tensor(0.5)
+    torch.save(state, tmp_path / "D.pth")
+    D = biggan_pytorch.load_discriminator(tmp_path / "D.pth")
+    assert [hasattr(context, "gate") for context in D.contexts] == [True] * 4
+    with torch.no_grad():
+        assert D(torch.randn(2, 3, 32, 32), torch.tensor([0, 1])).isfinite().all()
+
+
 def test_odd_files_name_themselves(reference: Find, tmp_path: Path) -> None:
     state = torch.load(reference("biggan_pytorch_32/G.pth"), weights_only=True)
 
