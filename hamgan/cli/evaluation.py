@@ -38,8 +38,8 @@ def _eval(options: argparse.Namespace) -> int:
     if sum(value is not None for value in (options.source, options.images, options.npz)) != 1:
         raise ValueError("eval needs exactly one of RUN_OR_SNAPSHOT, --images DIR and --npz FILE")
     from hamgan import dist
+    from hamgan.device import resolve_device
     from hamgan.evaluation import EvaluationPlan, run_evaluation
-    from hamgan.training.device import resolve_device
 
     device = resolve_device(options.device)
     dist.init(device)
@@ -97,8 +97,8 @@ def _add_stats(commands: Commands) -> None:
 
 def _stats_build(options: argparse.Namespace) -> int:
     from hamgan import dist
+    from hamgan.device import resolve_device
     from hamgan.evaluation import build_reference
-    from hamgan.training.device import resolve_device
 
     device = resolve_device(options.device)
     dist.init(device)

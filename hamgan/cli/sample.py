@@ -26,8 +26,8 @@ def add(commands: Commands) -> None:
 
 def _sample(options: argparse.Namespace) -> int:
     from hamgan import snapshot
+    from hamgan.device import resolve_device
     from hamgan.sampling.output import write_samples
-    from hamgan.training.device import resolve_device
 
     shot = snapshot.read(snapshot.find(options.source))
     print(

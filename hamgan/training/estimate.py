@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hamgan.config import dump_toml
+from hamgan.device import resolve_autocast, resolve_device
 from hamgan.models.discriminator import Discriminator
 from hamgan.models.generator import Generator
 from hamgan.training import run_folder
 from hamgan.training.augment import NUM_RANDOM
 from hamgan.training.config import TrainConfig
-from hamgan.training.device import resolve_autocast, resolve_device
 from hamgan.training.noise import Noise
 from hamgan.training.step import MicroBatch, Player, d_phase, g_phase
 

@@ -13,12 +13,12 @@ from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.loader import BatchLoader
 from hamgan.data.sampler import ShuffledSampler
+from hamgan.device import prepare, resolve_autocast, resolve_device
 from hamgan.sampling.draw import draw_images
 from hamgan.sampling.grid import make_grid, save_png
 from hamgan.training import health, run_folder
 from hamgan.training.augment import flip
 from hamgan.training.config import TrainConfig, parse_duration
-from hamgan.training.device import prepare, resolve_autocast, resolve_device
 from hamgan.training.ema import update_ema
 from hamgan.training.judge import QuickEvaluation
 from hamgan.training.noise import NoiseSource, Phase

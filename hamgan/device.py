@@ -1,13 +1,16 @@
 """Which device a run computes on, and in which precision."""
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 
 from hamgan import dist
-from hamgan.training.step import Autocast
+
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Opens the precision context that networks run in."""
 
 
 def resolve_device(name: str) -> torch.device:
