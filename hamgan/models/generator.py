@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hamgan.models.arch import generator_plan
 from hamgan.nn.blocks import ContextKind, GBlock, build_context
+from hamgan.nn.class_table import ClassTable
 from hamgan.nn.hamburger import HamburgerConfig
 from hamgan.nn.init import WeightInit, initialize
 from hamgan.nn.norm import BatchNorm, ConditionalBatchNorm
@@ -90,7 +91,7 @@ class Generator(nn.Module):
         self.num_chunks = len(plan) + 1 if config.hierarchical else 1
         chunk = config.z_dim // self.num_chunks
         shared = config.conditioning == "shared"
-        self.embedding = nn.Embedding(config.num_classes, config.embedding_dim) if shared else None
+        self.embedding = ClassTable(config.num_classes, config.embedding_dim) if shared else None
         extra = chunk if config.hierarchical else 0
         norm = partial(
             ConditionalBatchNorm,
@@ -132,9 +133,9 @@ class Generator(nn.Module):
 
         Args:
             z: Latents, (B, z_dim), N(0, 1).
-            y: Classes, int64 (B,), in [0, num_classes).
-            bases: Initial bases of the Hamburger, (B * S, D, R) or (1, D, R); None: drawn in training, stored in
-                evaluation.
+            y: Classes, int64 (B,), in [0, num_classes); or mixtures of classes, weights (B, num_classes).
+            bases: Initial bases of the Hamburger, (B * S, D, R) or (1, D, R); or int64 keys (B,), one a sample, that the
+                fresh bases of training follow; None: drawn in training, stored in evaluation.
 
         Returns:
             Images in [-1, 1], (B, 3, resolution, resolution), float32 outside autocast.
@@ -142,7 +143,7 @@ class Generator(nn.Module):
         return self.synthesize(z, self.embed(y), bases)
 
     def embed(self, y: Tensor) -> Tensor:
-        """Return the condition of classes (B,): vectors (B, embedding_dim) where shared, else y itself."""
+        """Return the condition of classes (B,) or mixtures (B, num_classes): vectors where shared, else y itself."""
         return y if self.embedding is None else self.embedding(y)
 
     def synthesize(self, z: Tensor, c: Tensor, bases: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from hamgan.nn.class_table import ClassTable
 from hamgan.nn.spectral_norm import SNLinear, SpectralNormConfig
 
 
@@ -107,11 +108,11 @@ class ConditionalBatchNorm(nn.Module):
             self.gain = SNLinear(condition_dim, num_channels, bias=False, spectral_norm=spectral_norm)
             self.bias = SNLinear(condition_dim, num_channels, bias=False, spectral_norm=spectral_norm)
         else:
-            self.gain = nn.Embedding(condition_dim, num_channels)
-            self.bias = nn.Embedding(condition_dim, num_channels)
+            self.gain = ClassTable(condition_dim, num_channels)
+            self.bias = ClassTable(condition_dim, num_channels)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Normalise (B, C, H, W) under the condition: vectors (B, condition_dim), or int64 classes (B,)."""
+        """Normalise (B, C, H, W) under the condition: vectors (B, condition_dim), or classes as `ClassTable` takes them."""
         gain = (self.gain_offset + self.gain(c)).to(x.dtype)
         bias = self.bias(c).to(x.dtype)
         return torch.addcmul(bias[:, :, None, None], self.statistics(x), gain[:, :, None, None])
