@@ -3,6 +3,8 @@
 A file is what `torch.save` writes, followed by a footer with the SHA-256 of all before it (torch itself does not notice a
 flipped byte). `torch.load` still reads it. Writing goes to a temporary file in the same folder, which is flushed to the disk
 and then renamed: a kill at any moment leaves the old file or the new one, never a torn one.
+
+torch is imported by what needs it, so that commands without a tensor can write as safely and still start at once.
 """
 
 import contextlib
@@ -15,8 +17,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
-
-import torch
 
 FOOTER = b"\nhamgan-sha256:"
 FOOTER_LENGTH = len(FOOTER) + 64
@@ -68,6 +68,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: If it cannot be written; `path` is then what it was.
     """
+    import torch
 
     def write(file: IO[bytes]) -> None:
         torch.save(state, file)
@@ -121,6 +122,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         DamagedFileError: If it is not a torch file, is damaged, or holds more than tensors and plain values.
     """
+    import torch
+
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
