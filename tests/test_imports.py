@@ -79,6 +79,13 @@ def test_nn_imports_torch_and_siblings_only() -> None:
         assert all(name.startswith("hamgan.nn") for name in imports_of(path)), path
 
 
+def test_segmentation_imports_nothing_of_the_gan() -> None:
+    allowed = {f"hamgan.{name}" for name in ("nn", "dist", "config", "checkpoint", "device", "segmentation")}
+    for path in (PACKAGE / "segmentation").rglob("*.py"):
+        places = {place_of(name) for name in imports_of(path)} - {None}
+        assert places <= allowed, f"{path} imports {places - allowed}"
+
+
 def test_a_section_is_handed_down_not_the_whole_configuration() -> None:
     for path in [*(PACKAGE / "models").glob("*.py"), *(PACKAGE / "nn").glob("*.py"), PACKAGE / "training" / "step.py"]:
         assert "hamgan.training.config" not in imports_of(path), path

@@ -36,11 +36,15 @@ class BatchStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise (B, C, H, W) by the batch's statistics in training and by the running ones in evaluation."""
-        if self.training and self.cross_replica and torch_dist.is_initialized() and torch_dist.get_world_size() > 1:
+        if self.spans_replicas():
             return self._across_replicas(x)
         return F.batch_norm(
             x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum, eps=self.eps
         )
+
+    def spans_replicas(self) -> bool:
+        """Say whether the next forward takes its statistics over several processes."""
+        return self.training and self.cross_replica and torch_dist.is_initialized() and torch_dist.get_world_size() > 1
 
     def _across_replicas(self, x: Tensor) -> Tensor:
         # Float32 whatever the autocast: means of squares lose everything in bfloat16.

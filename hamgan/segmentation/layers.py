@@ -1,0 +1,119 @@
+"""Layers that backbones and heads share: norms, a convolution with its norm, drop path, bilinear resizing."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hamgan.nn.norm import BatchStatistics
+
+NormFactory = Callable[[int], nn.Module]
+"""Builds the norm of a map from its number of channels."""
+
+
+class BatchNorm(BatchStatistics):
+    """Batch norm with one gain (`weight`) and one bias a channel, across replicas if asked.
+
+    Args:
+        num_channels: Channels C of the maps.
+        eps: Added to the variance; dimensionless.
+        momentum: Weight of the new batch in the running averages, in (0, 1].
+        cross_replica: Whether the statistics in training are those of the batch over all processes.
+    """
+
+    def __init__(
+        self, num_channels: int, *, eps: float = 1e-5, momentum: float = 0.1, cross_replica: bool = True
+    ) -> None:
+        super().__init__(num_channels, eps=eps, momentum=momentum, cross_replica=cross_replica)
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
+        if self.spans_replicas():
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return torch.addcmul(bias[:, None, None], super().forward(x), weight[:, None, None])
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer norm of every pixel over its channels."""
+
+    def __init__(self, num_channels: int, *, eps: float) -> None:
+        super().__init__(num_channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W); the result is laid out as channels_last."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNormReLU(nn.Module):
+    """A convolution with same padding and no bias, its norm, ReLU.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: 1 or 3.
+        norm: Builds the norm.
+        stride: Of the convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, norm: NormFactory, stride: int = 1
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.norm = norm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), non-negative."""
+        return F.relu(self.norm(self.conv(x)))
+
+
+class DropPath(nn.Module):
+    """Leaves a residual branch out for whole samples in training and scales the others up (stochastic depth).
+
+    Args:
+        rate: Probability of leaving out, in [0, 1).
+
+    Source: Huang et al. 2016.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero samples of (B, C, H, W) in training; change nothing in evaluation."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+class BilinearResize(nn.Module):
+    """Bilinear interpolation to a size.
+
+    Args:
+        align_corners: Whether corner pixels keep their values, rather than image borders their places.
+    """
+
+    def __init__(self, *, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
+        """(B, C, h, w) -> (B, C, H, W) for size (H, W)."""
+        if x.shape[2:] == torch.Size(size):
+            return x
+        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=self.align_corners)
