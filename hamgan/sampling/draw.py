@@ -14,7 +14,7 @@ so a fixed size makes image number s the same to the last bit whatever is drawn 
 
 
 class DrawsImages(Protocol):
-    """What a generator must be here: G(z, y) gives images in [-1, 1]; its config has z_dim and resolution."""
+    """What a generator must be here: G(z, y) gives images in [-1, 1]; its config has z_dim, num_classes and resolution."""
 
     @property
     def config(self) -> Any: ...
@@ -31,8 +31,35 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def draw_latents(G: DrawsImages, z: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """Draw image i from latent i and class i.
+
+    Args:
+        G: In evaluation mode.
+        z: (N, z_dim).
+        y: Classes, int64 (N,); or mixtures of classes, weights (N, num_classes).
+
+    Yields:
+        uint8 (n, 3, resolution, resolution), on the CPU, n at most CHUNK.
+
+    Raises:
+        ValueError: If there are not as many classes as latents.
+    """
+    if len(z) != len(y):
+        raise ValueError(f"{len(z)} latents and {len(y)} classes; one of each an image is needed")
+    device = next(G.parameters()).device
+    for start in range(0, len(z), CHUNK):
+        count = min(CHUNK, len(z) - start)
+        index = start + torch.arange(CHUNK).clamp_max(count - 1)
+        yield to_uint8(G(z[index].to(device), y[index].to(device))[:count]).cpu()
+
+
 def draw_chunks(
-    G: DrawsImages, seeds: Sequence[int], classes: Sequence[int], truncation: float | None = None
+    G: DrawsImages,
+    seeds: Sequence[int],
+    classes: Sequence[int],
+    truncation: float | None = None,
+    z_scale: float = 1.0,
 ) -> Iterator[Tensor]:
     """Draw image i from seed i and class i.
 
@@ -41,29 +68,34 @@ def draw_chunks(
         seeds: One an image.
         classes: One an image, in [0, num_classes).
         truncation: As in `seeded_latents`.
+        z_scale: Likewise.
 
     Yields:
-        uint8 (n, 3, resolution, resolution), on the CPU, n at most CHUNK.
+        As `draw_latents`.
 
     Raises:
-        ValueError: If there are not as many classes as seeds.
+        ValueError: If there are not as many classes as seeds, or a value is out of range.
     """
     if len(seeds) != len(classes):
         raise ValueError(f"{len(seeds)} seeds and {len(classes)} classes; one of each an image is needed")
-    device = next(G.parameters()).device
     for start in range(0, len(seeds), CHUNK):
-        z = seeded_latents(seeds[start : start + CHUNK], G.config.z_dim, truncation)
-        y = torch.tensor(classes[start : start + CHUNK])
-        count = len(y)
-        index = torch.arange(CHUNK).clamp_max(count - 1)
-        yield to_uint8(G(z[index].to(device), y[index].to(device))[:count]).cpu()
+        z = seeded_latents(seeds[start : start + CHUNK], G.config.z_dim, truncation, z_scale)
+        yield from draw_latents(G, z, torch.tensor(classes[start : start + CHUNK]))
 
 
 def draw_images(
-    G: DrawsImages, seeds: Sequence[int], classes: Sequence[int], truncation: float | None = None
+    G: DrawsImages,
+    seeds: Sequence[int],
+    classes: Sequence[int],
+    truncation: float | None = None,
+    z_scale: float = 1.0,
 ) -> Tensor:
     """Draw all images at once, uint8 (N, 3, resolution, resolution); arguments as in `draw_chunks`."""
-    chunks = list(draw_chunks(G, seeds, classes, truncation))
-    return (
-        torch.cat(chunks) if chunks else torch.empty(0, 3, G.config.resolution, G.config.resolution, dtype=torch.uint8)
-    )
+    return joined(G, draw_chunks(G, seeds, classes, truncation, z_scale))
+
+
+def joined(G: DrawsImages, chunks: Iterator[Tensor]) -> Tensor:
+    """Join what `draw_latents` or `draw_chunks` yields, uint8 (N, 3, resolution, resolution); N may be 0."""
+    parts = list(chunks)
+    side = G.config.resolution
+    return torch.cat(parts) if parts else torch.empty(0, 3, side, side, dtype=torch.uint8)
