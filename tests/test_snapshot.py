@@ -62,7 +62,7 @@ def test_the_truncation_chooses_the_statistics(shot: snapshot.Snapshot) -> None:
     assert torch.equal(outside.generator.state_dict()[name], running[name])
     assert "0.5, 1 only" in outside.warning and "recalibrate" in outside.warning
     for truncation in (0.3, None):
-        with pytest.raises(ValueError, match="has standing statistics for 0.5, 1 only"):
+        with pytest.raises(ValueError, match=r"has standing statistics for 0\.5, 1 only"):
             shot.at(truncation, "standing")
     with pytest.raises(ValueError, match=r"truncation is 0\.001"):
         shot.at(0.001)
