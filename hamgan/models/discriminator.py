@@ -91,8 +91,8 @@ class Discriminator(nn.Module):
         Args:
             x: Images in [-1, 1], (B, 3, resolution, resolution).
             y: Classes, int64 (B,), in [0, num_classes).
-            bases: Initial bases of the Hamburger, (B * S, D, R) or (1, D, R); None: drawn in training, stored in
-                evaluation.
+            bases: Initial bases of the Hamburger, (B * S, D, R) or (1, D, R); or int64 keys (B,), one a sample, that the
+                fresh bases of training follow; None: drawn in training, stored in evaluation.
 
         Returns:
             Logits, (B, 1); higher is more real.

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamgan.nn.second_order import differentiable_once
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
 
 
@@ -34,10 +35,31 @@ class SelfAttention(nn.Module):
             c: The blocks' condition; attention does not depend on it.
             bases: A Hamburger's initial dictionary; attention has none.
         """
-        height, width = x.shape[2:]
-        queries = self.theta(x).flatten(2)
-        keys = F.max_pool2d(self.phi(x), 2).flatten(2)
-        values = F.max_pool2d(self.g(x), 2).flatten(2)
-        weights = torch.bmm(queries.transpose(1, 2), keys).softmax(-1)
-        context = torch.bmm(values, weights.transpose(1, 2)).unflatten(2, (height, width))
-        return x + self.gate * self.o(context)
+        queries = self.theta(x).flatten(2).transpose(1, 2)
+        keys = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)
+        values = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)
+        context = differentiable_once(attend, attend_plainly, queries, keys, values)
+        return x + self.gate * self.o(context.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return softmax(queries keys^T) values by torch's fused kernel, which never holds the (N, M) weights.
+
+    The kernels want heads of one size: queries and keys are filled up with zeros, which changes no product.
+
+    Args:
+        queries: (B, N, E).
+        keys: (B, M, E).
+        values: (B, M, V) with V >= E.
+
+    Returns:
+        (B, N, V).
+    """
+    missing = values.shape[2] - queries.shape[2]
+    queries, keys = F.pad(queries, (0, missing)), F.pad(keys, (0, missing))
+    return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], scale=1.0)[:, 0]
+
+
+def attend_plainly(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Return what `attend` does, by products that can be differentiated again."""
+    return torch.bmm(torch.bmm(queries, keys.transpose(1, 2)).softmax(-1), values)

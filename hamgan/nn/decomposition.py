@@ -17,6 +17,7 @@ import torch.distributed as torch_dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamgan.nn.counter_random import uniform
 from hamgan.nn.precision import float32_island
 
 EPS = 1e-6
@@ -28,8 +29,8 @@ BasesMode = Literal["random", "online"]
 class MatrixDecomposition(nn.Module, ABC):
     """What the three decompositions share: where bases come from, how many steps, which gradient.
 
-    In training bases are drawn anew at every forward (`random`) or start from the stored ones, which then follow what the
-    steps find (`online`). In evaluation they are the stored draw, the same for every sample, so that an output depends on
+    In training bases are drawn anew at every forward (`random`), from torch's generator or from keys, or start from the
+    stored ones, which then follow what the steps find (`online`). In evaluation they are the stored draw, the same for every sample, so that an output depends on
     nothing but its input.
 
     Args:
@@ -90,6 +91,10 @@ class MatrixDecomposition(nn.Module, ABC):
         """Draw initial bases (..., D, R), before any normalisation."""
 
     @abstractmethod
+    def bases_from(self, numbers: Tensor) -> Tensor:
+        """Turn uniform numbers in (0, 1) into initial bases of the same distribution as `draw_bases`, same shape."""
+
+    @abstractmethod
     def step(self, x: Tensor, bases: Tensor, coef: Tensor) -> tuple[Tensor, Tensor]:
         """Take one of the K steps; return the updated (bases, coef)."""
 
@@ -104,8 +109,9 @@ class MatrixDecomposition(nn.Module, ABC):
 
         Args:
             x: Columns, (B, D, N); non-negative for NMF. B counts samples times sections, sections fastest.
-            bases: Initial bases, (B, D, R) or (1, D, R); None for the layer's own. NMF takes them as they are, VQ and CD
-                scale their columns to unit length, as every public version does with what it draws.
+            bases: Initial bases, (B, D, R) or (1, D, R); NMF takes them as they are, VQ and CD scale their columns to unit
+                length, as every public version does with what it draws. Or int64 keys, (B / S,), one a sample, of which
+                fresh bases are a function. None for the layer's own.
 
         Returns:
             bases @ coef^T, (B, D, N), in x's dtype.
@@ -121,8 +127,8 @@ class MatrixDecomposition(nn.Module, ABC):
 
     def decompose(self, x: Tensor, bases: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (bases (B, D, R), coef (B, N, R)) of float32 columns x (B, D, N); arguments as in `forward`."""
-        own = bases is None
-        initial = self._initial_bases(x) if bases is None else self._checked_bases(x, bases)
+        own = bases is None or bases.dim() == 1
+        initial = self._initial_bases(x, bases) if bases is None or bases.dim() == 1 else self._checked_bases(x, bases)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "unrolled"):
             found, coef = self._iterate(x, initial)
         if own and self.training and self.bases_mode == "online":
@@ -141,12 +147,17 @@ class MatrixDecomposition(nn.Module, ABC):
         bases = self.draw_bases((self.num_sections, dim, self.rank), generator, torch.device("cpu"))
         return F.normalize(bases, dim=1) if self.normalize_bases else bases
 
-    def _initial_bases(self, x: Tensor) -> Tensor:
+    def _initial_bases(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """Return fresh bases in training, from the samples' keys where there are any, and the stored ones otherwise."""
         batch, dim = x.shape[:2]
         if self.dim is not None and dim != self.dim:
             raise ValueError(f"x has columns of length {dim}; this decomposition was built for {self.dim}")
         if self.training and self.bases_mode == "random":
-            bases = self.draw_bases((batch, dim, self.rank), None, x.device).to(x.dtype)
+            if keys is None:
+                bases = self.draw_bases((batch, dim, self.rank), None, x.device)
+            else:
+                bases = self._keyed_bases(keys, batch, dim)
+            bases = bases.to(x.dtype)
             return F.normalize(bases, dim=1) if self.normalize_bases else bases
         stored = self._seeded_bases(dim).to(x.device) if self.bases is None else self.bases
         stored = stored.to(x.dtype)
@@ -155,6 +166,14 @@ class MatrixDecomposition(nn.Module, ABC):
         if batch % stored.shape[0]:
             raise ValueError(f"x has a batch of {batch}; it must be a multiple of the {stored.shape[0]} stored bases")
         return stored.repeat(batch // stored.shape[0], 1, 1)
+
+    def _keyed_bases(self, keys: Tensor, batch: int, dim: int) -> Tensor:
+        """Draw bases (batch, D, R) that follow from each sample's key, whatever else is in the batch."""
+        if keys.shape != (batch // self.num_sections,) or keys.dtype != torch.int64:
+            raise ValueError(
+                f"keys are {keys.dtype} {tuple(keys.shape)}; {batch // self.num_sections} samples need as many int64"
+            )
+        return self.bases_from(uniform(keys, self.num_sections * dim * self.rank).view(batch, dim, self.rank))
 
     def _checked_bases(self, x: Tensor, bases: Tensor) -> Tensor:
         batch, dim = x.shape[:2]
@@ -188,6 +207,10 @@ class NMF(MatrixDecomposition):
         """Draw from U[0, 1)."""
         return torch.rand(shape, generator=generator, device=device)
 
+    def bases_from(self, numbers: Tensor) -> Tensor:
+        """Take them as they are."""
+        return numbers
+
     def step(self, x: Tensor, bases: Tensor, coef: Tensor) -> tuple[Tensor, Tensor]:
         """Update the codes, then the bases with the new codes."""
         coef = self.last_coef(x, bases, coef)
@@ -211,6 +234,10 @@ class VQ(MatrixDecomposition):
     def draw_bases(self, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
         """Draw from N(0, 1)."""
         return torch.randn(shape, generator=generator, device=device)
+
+    def bases_from(self, numbers: Tensor) -> Tensor:
+        """Map them through the normal distribution's inverse."""
+        return torch.special.ndtri(numbers)
 
     def step(self, x: Tensor, bases: Tensor, coef: Tensor) -> tuple[Tensor, Tensor]:
         """Assign by cosine, then move each base to its pixels' weighted mean."""
@@ -239,6 +266,10 @@ class CD(MatrixDecomposition):
     def draw_bases(self, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
         """Draw from N(0, 1)."""
         return torch.randn(shape, generator=generator, device=device)
+
+    def bases_from(self, numbers: Tensor) -> Tensor:
+        """Map them through the normal distribution's inverse."""
+        return torch.special.ndtri(numbers)
 
     def step(self, x: Tensor, bases: Tensor, coef: Tensor) -> tuple[Tensor, Tensor]:
         """Assign by cosine, move each base to its pixels' weighted mean, and scale it to unit length."""

@@ -145,7 +145,8 @@ class Hamburger(nn.Module):
         Args:
             x: Features, (B, C, H, W).
             c: The blocks' condition; needed where there is a norm.
-            bases: Initial bases of the ham, (B * S, D, R) or (1, D, R); None for the ham's own.
+            bases: Initial bases of the ham, (B * S, D, R) or (1, D, R); or int64 keys (B,) that fresh bases follow; None for
+                the ham's own.
 
         Returns:
             (B, C, H, W).
@@ -176,11 +177,11 @@ class Hamburger(nn.Module):
             return self._channel(self.channel_ham, h, bases)
         if self.channel_ham is None:
             return self._spatial(self.spatial_ham, h, bases)
-        if bases is not None:
+        if bases is not None and bases.dim() != 1:
             raise ValueError("bases were given to a dual layout, whose two hams have columns of different length")
         first, second = h.chunk(2, dim=1)
         return torch.cat(
-            [self._spatial(self.spatial_ham, first, None), self._channel(self.channel_ham, second, None)], 1
+            [self._spatial(self.spatial_ham, first, bases), self._channel(self.channel_ham, second, bases)], 1
         )
 
     def _spatial(self, ham: MatrixDecomposition, h: Tensor, bases: Tensor | None) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as torch_dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from hamgan.nn.class_table import ClassTable
+from hamgan.nn.replicas import standardize
 from hamgan.nn.spectral_norm import SNLinear, SpectralNormConfig
 
 
@@ -47,17 +47,10 @@ class BatchStatistics(nn.Module):
         return self.training and self.cross_replica and torch_dist.is_initialized() and torch_dist.get_world_size() > 1
 
     def _across_replicas(self, x: Tensor) -> Tensor:
-        # Float32 whatever the autocast: means of squares lose everything in bfloat16.
-        values = x.float()
-        count = values.numel() // values.shape[1] * torch_dist.get_world_size()
-        sums = torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
-        mean, mean_square = all_reduce(sums) / count
-        var = (mean_square - mean.square()).clamp_min(0)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
-        scale = torch.rsqrt(var + self.eps)
-        return ((values - mean[:, None, None]) * scale[:, None, None]).to(x.dtype)
+        y, mean, var, count = standardize(x, self.eps)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+        return y
 
 
 class BatchNorm(nn.Module):

@@ -66,7 +66,11 @@ def estimate(config: TrainConfig) -> Estimate:
     y = torch.zeros(BATCH, dtype=torch.int64, device=meta)
     random = torch.empty(BATCH, NUM_RANDOM, device=meta)
     z = torch.empty(BATCH, config.generator.z_dim, device=meta)
-    batch = MicroBatch(real=images, y=y, noise=Noise(z=z, y=y, augment_fake=random, augment_real=random, layer_seed=0))
+    batch = MicroBatch(
+        real=images,
+        y=y,
+        noise=Noise(z=z, y=y, augment_fake=random, augment_real=random, keys_g=y, keys_d_fake=y, keys_d_real=y),
+    )
 
     def d_step() -> object:
         return d_phase(

@@ -1,8 +1,7 @@
 """Every random number of training as a function of (seed, step, phase) and the sample's place in the global batch.
 
 There is no generator state to save: a resumed run draws what the undisturbed one would have drawn, and a sample's latent,
-class and augmentation do not depend on which of how many processes computes it. What layers draw for themselves (a ham's
-fresh bases) follows from the micro-batch's place, so it repeats for the same processes and micro-batches only.
+class, augmentation and fresh ham bases do not depend on which of how many processes computes it.
 """
 
 from dataclasses import dataclass
@@ -49,9 +48,12 @@ class NoiseSource:
         fake = torch.rand(self.batch_size, NUM_RANDOM, generator=generator)
         real = torch.rand(self.batch_size, NUM_RANDOM, generator=generator)
         rows = slice(start, stop)
-        layer_seed = int(torch.randint(2**62, (), generator=generator)) + start
-        z, y, fake, real = (t[rows].to(self.device, non_blocking=True) for t in (z, y, fake, real))
-        return Noise(z=z, y=y, augment_fake=fake, augment_real=real, layer_seed=layer_seed)
+        keys = torch.randint(-(2**63), 2**63 - 1, (3, self.batch_size), generator=generator)
+        drawn = (z, y, fake, real, *keys)
+        z, y, fake, real, *rest = (t[rows].to(self.device, non_blocking=True) for t in drawn)
+        return Noise(
+            z=z, y=y, augment_fake=fake, augment_real=real, keys_g=rest[0], keys_d_fake=rest[1], keys_d_real=rest[2]
+        )
 
     def flips(self, step: int, repeat: int, start: int, stop: int) -> Tensor:
         """Draw uniform numbers, (stop - start,), that decide which real images are mirrored."""
@@ -67,9 +69,13 @@ class Noise:
     """(B, z_dim), N(0, 1)."""
     y: Tensor
     """Classes of the generated images, (B,), uniform."""
-    layer_seed: int
-    """Of torch's own generator, from which layers draw for themselves (a ham's bases)."""
     augment_fake: Tensor
     """(B, NUM_RANDOM), uniform."""
     augment_real: Tensor
     """(B, NUM_RANDOM), uniform."""
+    keys_g: Tensor
+    """int64 (B,), any value: G's fresh ham bases follow from it."""
+    keys_d_fake: Tensor
+    """Likewise D's, for the generated images."""
+    keys_d_real: Tensor
+    """Likewise D's, for the real images."""

@@ -16,7 +16,8 @@ from hamgan.training.augment import AugmentConfig, augment
 from hamgan.training.losses import LossName, add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
 from hamgan.training.noise import Noise
 
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""G(z, y, keys) or D(x, y, keys), the keys being those of fresh ham bases."""
 Statistics = dict[str, Tensor]
 
 
@@ -105,14 +106,13 @@ def d_phase(
     parts = []
     for batch in batches:
         noise, y = batch.noise, batch.fake_classes(objective)
-        torch.manual_seed(noise.layer_seed)
         with torch.no_grad(), autocast():
-            fake = G.call(noise.z, y)
+            fake = G.call(noise.z, y, noise.keys_g)
         images = torch.cat([fake.float(), batch.real])
         images = augment(images, torch.cat([noise.augment_fake, noise.augment_real]), augmentation)
         images = images.requires_grad_(penalize)
         with autocast():
-            logits = D.call(images, torch.cat([y, batch.y]))
+            logits = D.call(images, torch.cat([y, batch.y]), torch.cat([noise.keys_d_fake, noise.keys_d_real]))
         fake_logits, real_logits = logits.float().chunk(2)
         loss = d_loss(objective.loss, real_logits, fake_logits)
         penalty = torch.zeros((), device=loss.device)
@@ -153,15 +153,15 @@ def g_phase(
     parts = []
     for batch in batches:
         noise, y = batch.noise, batch.fake_classes(objective)
-        torch.manual_seed(noise.layer_seed)
         with autocast():
-            fake = G.call(noise.z, y)
-        images = augment(fake.float(), noise.augment_fake, augmentation)
+            fake = G.call(noise.z, y, noise.keys_g)
+        images, keys = augment(fake.float(), noise.augment_fake, augmentation), noise.keys_d_fake
         if objective.loss == "relativistic":
             real = augment(batch.real, noise.augment_real, augmentation)
             images, y = torch.cat([images, real]), torch.cat([y, batch.y])
+            keys = torch.cat([keys, noise.keys_d_real])
         with autocast():
-            logits = D.call(images, y)
+            logits = D.call(images, y, keys)
         fake_logits, *rest = logits.float().split(len(noise.z))
         loss = g_loss(objective.loss, fake_logits, rest[0] if rest else None)
         (loss / len(batches)).backward()

@@ -1,0 +1,75 @@
+"""Batch statistics over the processes of a run, as one differentiable operation.
+
+Each process sends its channels' means and variances once forward and two sums a channel once backward; the map itself is read
+by the same fused kernels that a lone process uses.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Standardise each channel by the statistics of the batch over all processes, which hold equally many samples.
+
+    Args:
+        x: (B, C, H, W), float32 or bfloat16.
+        eps: Added to the variance.
+
+    Returns:
+        The standardised map in x's dtype; mean and biased variance, float32 (C,), without gradient; and the number of values
+        a channel that they are of.
+    """
+    y, mean, var = _Standardize.apply(x, eps)
+    return y, mean, var, x.numel() // x.shape[1] * torch_dist.get_world_size()
+
+
+class _Standardize(torch.autograd.Function):
+    """Source: Ioffe & Szegedy 2015 for the gradient; Chan et al. 1979 for joining variances without cancellation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        local = torch.stack(_local_statistics(x))
+        gathered = [torch.empty_like(local) for _ in range(torch_dist.get_world_size())]
+        torch_dist.all_gather(gathered, local)
+        means, variances = torch.stack(gathered, 1)
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        ctx.save_for_backward(x, mean, var)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, training=False, eps=eps), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        x, mean, var = ctx.saved_tensors
+        scale = torch.rsqrt(var + ctx.eps)
+        # In evaluation mode the kernel's gradients of gain and bias are the two sums needed: of grad * y and of grad.
+        _, sum_y, sum_1 = torch.ops.aten.native_batch_norm_backward(
+            grad, x, torch.ones_like(mean), mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
+        sums = torch.stack([sum_y, sum_1])
+        torch_dist.all_reduce(sums)
+        mean_y, mean_1 = sums / (x.numel() // x.shape[1] * torch_dist.get_world_size())
+        # scale * (grad - mean_1 - y * mean_y), with y written as (x - mean) * scale; float32 by promotion.
+        slope = -scale.square() * mean_y
+        offset = -scale * mean_1 - slope * mean
+        dx = grad * scale[:, None, None]
+        dx = dx.add_(x * slope[:, None, None]).add_(offset[:, None, None])
+        return dx.to(x.dtype), None
+
+
+def _local_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return this process's mean and biased variance of each channel, float32 (C,)."""
+    if x.device.type == "cpu":
+        running = torch.zeros(
+            2, x.shape[1], device=x.device
+        )  # given in float32, so that bfloat16 maps have float32 statistics
+        return torch.batch_norm_update_stats(x, running[0], running[1], 0.0)
+    mean, inverse = torch.batch_norm_stats(x, 0.0)
+    return mean, inverse.square().reciprocal()

@@ -1,0 +1,64 @@
+"""Batch norm over two processes is batch norm of the whole batch: values, gradients and running statistics."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as torch_dist
+
+from hamgan.nn.norm import BatchStatistics
+
+NUM_PROCESSES = 2
+
+
+def batch(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 5, 7, 6, generator=generator)
+    x = x * torch.tensor([1.0, 0.01, 3.0, 1.0, 10.0])[:, None, None]
+    x = x + torch.tensor([0.0, 1.0, -50.0, 1e3, 0.0])[:, None, None]  # far from zero, where sums of squares cancel
+    weight = torch.randn(8, 5, 7, 6, generator=generator)
+    return tuple(t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, weight))  # type: ignore[return-value]
+
+
+def pass_through(x: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    layer = BatchStatistics(5, eps=1e-5, momentum=0.1, cross_replica=True)
+    if x.dtype == torch.float64:
+        layer = layer.double()
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    ((y * weight).float().sum() + y.float().square().sum()).backward()
+    assert x.grad is not None
+    return {"y": y.detach(), "grad": x.grad, "mean": layer.running_mean, "var": layer.running_var}
+
+
+def one_process(folder: str, rank: int, dtype: torch.dtype) -> None:
+    """What each of the two processes does."""
+    torch.set_num_threads(1)
+    torch_dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=NUM_PROCESSES)
+    x, weight = (part.chunk(NUM_PROCESSES)[rank] for part in batch(dtype))
+    torch.save(pass_through(x, weight), Path(folder) / f"{rank}.pt")
+    torch_dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])  # 1e3 is rounded to 6e-5
+def test_two_processes_equal_one(dtype: torch.dtype, atol: float, tmp_path: Path) -> None:
+    command = [sys.executable, __file__, str(tmp_path), str(dtype).removeprefix("torch.")]
+    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(NUM_PROCESSES)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(NUM_PROCESSES)]
+    x, weight = batch(dtype)
+    expected = pass_through(x.double(), weight.double()) if dtype == torch.float32 else pass_through(x, weight)
+    for key in ("mean", "var"):
+        assert torch.equal(parts[0][key], parts[1][key])
+        torch.testing.assert_close(parts[0][key].double(), expected[key].double(), rtol=1e-5, atol=1e-6)
+    for key in ("y", "grad"):
+        got = torch.cat([part[key] for part in parts])
+        assert got.dtype == dtype
+        scale = expected[key].abs().amax((0, 2, 3), keepdim=True).double()
+        assert ((got.double() - expected[key].double()).abs() / scale).max() < atol, key
+
+
+if __name__ == "__main__":
+    one_process(sys.argv[1], int(sys.argv[3]), getattr(torch, sys.argv[2]))
