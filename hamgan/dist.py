@@ -80,6 +80,13 @@ def all_reduce_mean_coalesced(tensors: list[Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Add a tensor up over the processes, in place, and return it."""
+    if world_size() > 1:
+        torch_dist.all_reduce(tensor)
+    return tensor
+
+
 def broadcast_module(module: torch.nn.Module) -> None:
     """Give every process rank 0's weights and buffers."""
     if world_size() > 1:
