@@ -26,14 +26,15 @@ LAYERS = {
     "hamgan.training.augment": 1,
     "hamgan.snapshot": 2,
     "hamgan.segmentation": 2,
-    "hamgan.evaluation": 3,
+    "hamgan.evaluation": 4,
+    "hamgan.gallery": 5,
     "hamgan.training": 2,
     "hamgan.interop": 3,
-    "hamgan.training.loop": 3,
-    "hamgan.cli": 4,
-    "hamgan.__main__": 5,
+    "hamgan.training.loop": 4,
+    "hamgan.cli": 6,
+    "hamgan.__main__": 7,
 }
-"""Longest prefix counts."""
+"""Longest prefix counts. A run's evaluation joins metrics with sampling and data; the gallery builds on it."""
 
 
 def place_of(module: str) -> str | None:

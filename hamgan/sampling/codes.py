@@ -1,5 +1,6 @@
 """What the ham sees: its codes as soft segments of an image, and how its bases share the image over the K steps."""
 
+import colorsys
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from hamgan.nn.decomposition import MatrixDecomposition
 from hamgan.nn.hamburger import Hamburger
-from hamgan.sampling.draw import CHUNK, DrawsImages, to_uint8
+from hamgan.sampling.draw import DrawsImages, chunk_size, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +80,24 @@ def draw_with_codes(G: DrawsImages, z: Tensor, y: Tensor) -> tuple[Tensor, list[
     hams = hamburgers(G)
     device = next(G.parameters()).device
     images: list[Tensor] = []
-    parts: dict[str, list[HamCodes]] = {}
-    for start in range(0, len(z), CHUNK):
-        count = min(CHUNK, len(z) - start)
-        index = start + torch.arange(CHUNK).clamp_max(count - 1)
+    pieces: dict[str, list[HamCodes]] = {}
+    chunk = chunk_size(device)
+    for start in range(0, len(z), chunk):
+        count = min(chunk, len(z) - start)
+        index = start + torch.arange(chunk).clamp_max(count - 1)
         with _maps_given_to(hams) as caught:
             images.append(to_uint8(G(z[index].to(device), y[index].to(device))[:count]).cpu())
         for name, ham in hams.items():
             for codes in _codes_of(name, ham, caught[name][:count]):
-                parts.setdefault(codes.name, []).append(codes)
+                pieces.setdefault(codes.name, []).append(codes)
     joined = [
         HamCodes(
             name=name,
-            segments=torch.cat([codes.segments for codes in chunk]),
-            usage=torch.cat([codes.usage for codes in chunk], 1),
-            error=torch.cat([codes.error for codes in chunk], 1),
+            segments=torch.cat([codes.segments for codes in piece]),
+            usage=torch.cat([codes.usage for codes in piece], 1),
+            error=torch.cat([codes.error for codes in piece], 1),
         )
-        for name, chunk in parts.items()
+        for name, piece in pieces.items()
     ]
     return torch.cat(images), joined
 
@@ -147,12 +149,11 @@ def _shares(bases: Tensor, coef: Tensor, kind: str) -> Tensor:
 def segment_colors(num_segments: int) -> Tensor:
     """Return colours that neighbours in the list tell apart, (R, 3), in 0..1.
 
-    Hues go round by the golden angle, at a lightness and strength that stay visible over dark and light images alike.
+    Hues go round by the golden angle; lightness alternates, since sixteen hues alone would not be told apart.
     """
-    turns = (torch.arange(num_segments) * 0.618034 + 0.02) % 1.0
-    # Hue to RGB: three shifted triangle waves, drawn together a little so that none is garish.
-    waves = ((turns[:, None] * 6 + torch.tensor([0.0, 4.0, 2.0])) % 6 - 3).abs() - 1
-    return 0.12 + 0.83 * waves.clamp(0, 1)
+    hues = [(index * 0.618034 + 0.02) % 1.0 for index in range(num_segments)]
+    tones = [((0.55, 0.85), (0.42, 0.70), (0.66, 0.75))[index % 3] for index in range(num_segments)]
+    return torch.tensor([colorsys.hls_to_rgb(hue, *tone) for hue, tone in zip(hues, tones, strict=True)])
 
 
 def order_of_use(codes: HamCodes) -> Tensor:
@@ -160,7 +161,15 @@ def order_of_use(codes: HamCodes) -> Tensor:
     return codes.usage[-1].mean(0).argsort(descending=True, stable=True)
 
 
-def overlay(images: Tensor, codes: HamCodes, colors: Tensor, *, zoom: int = 1, strength: float = 0.65) -> Tensor:
+def overlay(
+    images: Tensor,
+    codes: HamCodes,
+    colors: Tensor,
+    *,
+    zoom: int = 1,
+    strength: float = 0.75,
+    sharpness: float = 4.0,
+) -> Tensor:
     """Tint images by their segments, each pixel with the mixture of its segments' colours.
 
     Args:
@@ -169,12 +178,15 @@ def overlay(images: Tensor, codes: HamCodes, colors: Tensor, *, zoom: int = 1, s
         colors: Of the segments, (R, 3), in 0..1.
         zoom: Whole-number enlargement; the segments stay soft.
         strength: Weight of the colour, 0..1; the rest is the image's lightness, so that shapes stay readable.
+        sharpness: Power that shares are raised to before they are mixed; many bases of equal share would mix to grey.
 
     Returns:
         uint8 (N, 3, zoom * H, zoom * W).
     """
     side = (images.shape[2] * zoom, images.shape[3] * zoom)
-    mixture = torch.einsum("nrhw,rc->nchw", codes.segments, colors)
+    shares = codes.segments / codes.segments.amax(1, keepdim=True).clamp_min(1e-12)  # else small powers underflow
+    shares = shares.pow(sharpness)
+    mixture = torch.einsum("nrhw,rc->nchw", shares / shares.sum(1, keepdim=True), colors)
     mixture = F.interpolate(mixture, size=side, mode="bicubic", align_corners=False).clamp(0, 1)
     picture = images.float().div(255).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     lightness = (picture * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)

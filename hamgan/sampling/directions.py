@@ -4,13 +4,14 @@ Source: Shen & Zhou 2021, "Closed-Form Factorization of Latent Semantics in GANs
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from hamgan.nn.norm import ConditionalBatchNorm
 from hamgan.nn.spectral_norm import SNLinear
+from hamgan.sampling.draw import DrawsImages
 
 
 class ReadsLatents(Protocol):
@@ -39,9 +40,18 @@ class Directions:
     """How far the layer's output moves for a unit step, (n,), falling."""
 
 
-def num_layers(G: ReadsLatents) -> int:
-    """Return how many layers read a part of z."""
-    return G.num_chunks
+def chosen_directions(G: DrawsImages, layers: str) -> list[Directions]:
+    """Factorise the layers that a user names: a number, or `all` that read a part of z.
+
+    Raises:
+        ValueError: If it is neither, or z does not reach that layer.
+    """
+    network = cast(ReadsLatents, G)
+    if layers == "all":
+        return [layer_directions(network, layer) for layer in range(network.num_chunks)]
+    if not layers.isdecimal():
+        raise ValueError(f"--layer is '{layers}'; allowed are 0, 1, 2, ... and all")
+    return [layer_directions(network, int(layers))]
 
 
 @torch.no_grad()

@@ -1,9 +1,7 @@
-"""Images side by side in one picture, or together in an archive."""
+"""Images side by side in one picture."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,18 +25,26 @@ def make_grid(images: Tensor, num_columns: int) -> Tensor:
     return grid
 
 
-def save_png(path: Path, image: Tensor) -> None:
-    """Write uint8 (3, H, W) as PNG, atomically.
+def as_picture(image: Tensor) -> Image.Image:
+    """Turn uint8 (3, H, W) into a Pillow image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def enlarge(images: Tensor, zoom: int) -> Tensor:
+    """Repeat every pixel of (..., H, W) zoom times in both directions: nothing is smoothed that G did not smooth."""
+    return images if zoom == 1 else images.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, atomically; its folder is made.
 
     Raises:
         OSError: If it cannot be written.
     """
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: picture.save(file, format="PNG", optimize=True))
 
 
-def save_npz(path: Path, images: Tensor, labels: Sequence[int], seeds: Sequence[int]) -> None:
-    """Write `arr_0` (N, H, W, 3) uint8, `labels` and `seeds` int64 to an .npz, atomically; others read the same names."""
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    y, s = np.asarray(labels, dtype=np.int64), np.asarray(seeds, dtype=np.int64)
-    write_atomically(path, lambda file: np.savez(file, arr_0=pixels, labels=y, seeds=s))
+def save_png(path: Path, image: Tensor) -> None:
+    """Write uint8 (3, H, W) as PNG; as `save_picture`."""
+    save_picture(path, as_picture(image))

@@ -1,6 +1,6 @@
 """Walks through latents and classes: from seed to seed, from class to class, or both at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,6 +123,22 @@ class Walk:
     def draw(self, G: DrawsImages) -> Tensor:
         """Draw every frame, uint8 (F, 3, resolution, resolution)."""
         return joined(G, draw_latents(G, self.z, self.y))
+
+
+def frames_of(G: DrawsImages, rows: Sequence[Walk]) -> Iterator[Tensor]:
+    """Draw walks side by side, frame after frame, holding only a few at a time.
+
+    Yields:
+        Every walk's image of the frame, uint8 (len(rows), 3, resolution, resolution).
+    """
+    z = torch.stack([row.z for row in rows], 1).flatten(0, 1)
+    y = torch.stack([row.y for row in rows], 1).flatten(0, 1)
+    held: list[Tensor] = []
+    for chunk in draw_latents(G, z, y):
+        held.extend(chunk)
+        while len(held) >= len(rows):
+            yield torch.stack(held[: len(rows)])
+            del held[: len(rows)]
 
 
 def walks(

@@ -54,6 +54,30 @@ def check_truncation(truncation: float | None) -> None:
         raise ValueError(f"truncation is {truncation}; it must be in [{low}, {high:g}]")
 
 
+def parse_truncations(text: str) -> list[float | None]:
+    """Read `0.5,0.8`, `0.1..1.0` (in steps of 0.1), `0.2..2..0.2` (in steps of 0.2) and `none` into truncations.
+
+    Raises:
+        ValueError: If a part is none of these or out of range.
+    """
+    levels: list[float | None] = []
+    for part in (part.strip() for part in text.split(",")):
+        numbers = r"([0-9]*\.?[0-9]+)"
+        if part == "none":
+            levels.append(None)
+        elif match := re.fullmatch(rf"{numbers}(?:\.\.{numbers}(?:\.\.{numbers})?)?", part):
+            first, last, step = float(match[1]), float(match[2] or match[1]), float(match[3] or 0.1)
+            if last < first or step <= 0 or (last - first) / step > 1000:
+                raise ValueError(f"--truncations has '{part}'; a range goes upwards, in at most 1000 steps")
+            # Counted and rounded, so that 0.1..1.0 ends at 1 and holds 0.3, not 0.30000000000000004.
+            levels += [round(first + index * step, 6) for index in range(int((last - first) / step + 1e-6) + 1)]
+        else:
+            raise ValueError(f"--truncations has '{part}'; allowed are numbers, ranges such as 0.1..1.0, and none")
+    for level in levels:
+        check_truncation(level)
+    return levels
+
+
 def parse_seeds(text: str) -> list[int]:
     """Read `0-63,100,7` into seeds, in the order given.
 
@@ -97,8 +121,8 @@ def parse_classes(text: str, class_names: Sequence[str], num_classes: int) -> li
 
 
 def _unknown_class(part: str, class_names: Sequence[str], num_classes: int) -> str:
-    near = difflib.get_close_matches(part.lower(), [name.lower() for name in class_names], n=3, cutoff=0.5)
-    offered = [name for name in class_names if name.lower() in near]
+    lower = {name.lower(): name for name in class_names}
+    offered = [lower[near] for near in difflib.get_close_matches(part.lower(), lower, n=3, cutoff=0.5)]
     # A part of a name is no typing error: `drink` means food-and-drink.
     offered += [name for name in class_names if len(part) > 2 and part.lower() in name.lower() and name not in offered]
     hint = f"; did you mean {' or '.join(repr(name) for name in offered[:3])}?" if offered else ""

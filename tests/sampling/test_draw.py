@@ -1,17 +1,12 @@
 """Samples depend on nothing but seed, class and snapshot."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hamgan.models.generator import Generator
 from hamgan.sampling.draw import draw_images, to_uint8
 from hamgan.sampling.grid import GAP, make_grid
-from hamgan.sampling.latents import parse_classes, parse_seeds, seeded_latents
-from hamgan.sampling.output import write_samples
+from hamgan.sampling.latents import parse_classes, parse_seeds, parse_truncations, seeded_latents
 
 
 def test_an_image_is_the_same_whatever_is_drawn_beside_it(G: Generator) -> None:
@@ -61,22 +56,6 @@ def test_a_grid_holds_its_images() -> None:
     assert (grid[:, :, 6 : 6 + GAP] == 255).all()
 
 
-def test_outputs_by_suffix(G: Generator, tmp_path: Path) -> None:
-    options = {"seeds": "3-4,9", "classes": "cat,2", "truncation": 0.9}
-    names = ("cat", "../dog", "bird")
-    write_samples(G, names, out=tmp_path / "deep" / "grid.png", **options)  # type: ignore[arg-type]
-    assert Image.open(tmp_path / "deep" / "grid.png").size == (3 * 32 + 2 * GAP, 2 * 32 + GAP)
-    write_samples(G, names, out=tmp_path / "s.npz", **options)  # type: ignore[arg-type]
-    with np.load(tmp_path / "s.npz") as file:
-        assert file["arr_0"].shape == (6, 32, 32, 3)
-        assert file["labels"].tolist() == [0, 0, 0, 2, 2, 2] and file["seeds"].tolist() == [3, 4, 9] * 2
-        first = file["arr_0"][4]
-    write_samples(G, names, seeds="4", classes="all", truncation=0.9, out=tmp_path / "folder")
-    written = sorted(path.name for path in (tmp_path / "folder").iterdir())
-    assert written == ["0000-cat-seed000004.png", "0001-_dog-seed000004.png", "0002-bird-seed000004.png"]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "folder" / written[2])), first)
-
-
 def test_bad_seeds_and_classes_are_named() -> None:
     assert parse_seeds("0-2,7, 9") == [0, 1, 2, 7, 9]
     with pytest.raises(ValueError, match="--seeds has ''; name at least one seed"):
@@ -97,3 +76,14 @@ def test_bad_seeds_and_classes_are_named() -> None:
         parse_classes("brid", ("cat", "dog", "bird"), 3)
     with pytest.raises(ValueError, match="allowed are all, 0 to 2"):
         parse_classes("3", (), 3)
+
+
+def test_truncations_are_read_as_levels() -> None:
+    assert parse_truncations("0.1..1.0") == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert parse_truncations("0.5..2..0.5,none") == [0.5, 1.0, 1.5, 2.0, None]
+    assert parse_truncations("0.04..0.1..0.02, .5") == [0.04, 0.06, 0.08, 0.1, 0.5]
+    for text in ("", "a", "1..0.5", "0.1....5", "0.1..0.5..0", "-1", "0.1..9..0.0001"):
+        with pytest.raises(ValueError, match="--truncations has"):
+            parse_truncations(text)
+    with pytest.raises(ValueError, match=r"truncation is 0\.01"):
+        parse_truncations("0.01..0.5")
