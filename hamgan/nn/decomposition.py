@@ -30,8 +30,8 @@ class MatrixDecomposition(nn.Module, ABC):
     """What the three decompositions share: where bases come from, how many steps, which gradient.
 
     In training bases are drawn anew at every forward (`random`), from torch's generator or from keys, or start from the
-    stored ones, which then follow what the steps find (`online`). In evaluation they are the stored draw, the same for every sample, so that an output depends on
-    nothing but its input.
+    stored ones, which then follow what the steps find (`online`). In evaluation they are the stored draw, the same for every
+    sample, so that an output depends on nothing but its input.
 
     Args:
         dim: D, the length of a column. None keeps no stored bases: an evaluation then draws them from `seed`, which gives
