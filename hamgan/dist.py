@@ -103,6 +103,15 @@ def from_rank0(value: T) -> T:
     return box[0]
 
 
+def gather_objects(value: T) -> list[T]:
+    """Return every process's value (anything picklable, exchanged among our own processes only), by rank."""
+    if world_size() == 1:
+        return [value]
+    box: list[T | None] = [None] * world_size()
+    torch_dist.all_gather_object(box, value)
+    return [one for one in box if one is not None]
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Say whether the flag is set on any process."""
     if world_size() == 1:
