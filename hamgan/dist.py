@@ -5,6 +5,7 @@ Every call is safe without an initialised process group: a lone process is rank 
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TextIO, TypeVar
 
@@ -14,23 +15,95 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+MEETING_TIMEOUT = timedelta(seconds=25)
+"""How long processes wait for one another at the start."""
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long they wait within training: long, because the others wait while rank 0 builds the training file."""
+
+_store: torch_dist.Store | None = None
+_control: torch_dist.ProcessGroup | None = None
+
+
+class LeftBehindError(Exception):
+    """Another process has failed, and it is the one that says why."""
+
 
 def init(device: torch.device) -> None:
     """Join the process group that torchrun describes in the environment; do nothing when run alone.
 
     Args:
         device: Where this process computes; decides between NCCL and gloo.
+
+    Raises:
+        OSError: If the processes do not find one another in time, or the port is in use.
+        LeftBehindError: Likewise, on the processes that leave it to another one to say so.
     """
+    global _store, _control
     if "RANK" not in os.environ or torch_dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL's collectives of objects use the current device
-    # Long, because the others wait while rank 0 builds the training file.
-    torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    _store, this, size = _meet()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = torch_dist.PrefixStore("group", _store)
+    torch_dist.init_process_group(backend, store=store, rank=this, world_size=size, timeout=COLLECTIVE_TIMEOUT)
+    # Flags and paths travel between CPUs, so that asking for them never waits for a GPU.
+    _control = torch_dist.new_group(backend="gloo") if backend == "nccl" else None
+
+
+def _meet() -> tuple[torch_dist.Store, int, int]:
+    """Return (store, rank, world size) once every process is here."""
+    address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    this, size = os.environ["RANK"], os.environ.get("WORLD_SIZE", "?")
+    try:
+        store, this_rank, num = next(torch_dist.rendezvous("env://", timeout=MEETING_TIMEOUT))
+    except ValueError as error:
+        raise ValueError(f"the environment describes no process group: {error}") from None
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            raise OSError(f"{address}: the port is in use; set MASTER_PORT, or give torchrun --standalone") from None
+        if this not in ("0", "1"):
+            raise LeftBehindError from None
+        raise OSError(
+            f"{address}: rank {this} of {size} waited {MEETING_TIMEOUT.seconds} s for the other processes; "
+            "start as many as WORLD_SIZE says"
+        ) from None
+    present = [f"present/{rank}" for rank in range(num)]
+    try:
+        store.set(present[this_rank], "")
+        store.wait(present, MEETING_TIMEOUT)
+    except RuntimeError:
+        if this_rank:
+            raise LeftBehindError from None
+        missing = [str(rank) for rank in range(num) if not store.check([present[rank]])]
+        raise OSError(
+            f"{address}: of {num} processes, rank {', '.join(missing)} did not come within {MEETING_TIMEOUT.seconds} s"
+        ) from None
+    return store, this_rank, num
+
+
+def speaks_for_all() -> bool:
+    """Say whether this process is the one to report an error: the first of all that asks; before they met, one a node."""
+    if _store is None:
+        return os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+    try:
+        return int(_store.add("reported", 1)) == 1
+    except RuntimeError:  # the process that kept the store has left: it has spoken
+        return False
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Say whether an error means that another process has gone away."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        word in text for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    )
 
 
 def shutdown() -> None:
     """Leave the process group, if there is one."""
+    global _store, _control
+    _store = _control = None
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
@@ -99,8 +172,29 @@ def from_rank0(value: T) -> T:
     if world_size() == 1:
         return value
     box = [value]
-    torch_dist.broadcast_object_list(box, 0)
+    torch_dist.broadcast_object_list(box, 0, group=_control)
     return box[0]
+
+
+def on_rank0(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 and return its value, as `from_rank0` does, on every process.
+
+    Raises:
+        Exception: Whatever the function raises, on rank 0.
+        LeftBehindError: On the other processes, if it raised.
+    """
+    if world_size() == 1:
+        return function()
+    result: tuple[bool, T | None] = (False, None)
+    try:
+        if is_main():
+            result = (True, function())
+    finally:
+        result = from_rank0(result)
+    succeeded, value = result
+    if not succeeded:
+        raise LeftBehindError
+    return value  # type: ignore[return-value]
 
 
 def gather_objects(value: T) -> list[T]:
@@ -112,10 +206,10 @@ def gather_objects(value: T) -> list[T]:
     return [one for one in box if one is not None]
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool) -> bool:
     """Say whether the flag is set on any process."""
     if world_size() == 1:
         return flag
-    number = torch.tensor(float(flag), device=device)
-    torch_dist.all_reduce(number, torch_dist.ReduceOp.MAX)
+    number = torch.tensor(float(flag))
+    torch_dist.all_reduce(number, torch_dist.ReduceOp.MAX, group=_control)
     return bool(number.item())
