@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from conftest import relative_error
 from torch import Tensor
 
-from hamgan.nn.attention import SelfAttention
+from hamgan.nn.attention import SelfAttention, attend, attend_plainly
 from hamgan.nn.blocks import DBlock, GBlock
 from hamgan.nn.hamburger import Hamburger, HamburgerConfig
 from hamgan.nn.norm import BatchNorm, ConditionalBatchNorm
 from hamgan.nn.resample import conv2d_downsample, upsample_conv2d
+from hamgan.nn.second_order import differentiable_once
 from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNormConfig, spectral_sigmas
 
 EQUALITY = SpectralNormConfig()
@@ -198,3 +199,42 @@ def test_blocks_change_shape_as_named() -> None:
     assert d(torch.randn(2, 4, 8, 8)).shape == (2, 6, 4, 4)
     same = DBlock(4, 4, hidden_channels=4, preactivation=True, downsampling=False, spectral_norm=EQUALITY)
     assert same.shortcut is None and same(torch.randn(2, 4, 8, 8)).shape == (2, 4, 8, 8)
+
+
+@pytest.mark.parametrize("context", ["attention", "ham"])
+def test_fast_context_blocks_can_be_differentiated_twice(context: str) -> None:
+    """The gradient of a gradient (R1) through the fused form equals finite differences of the fused first derivative."""
+    torch.manual_seed(0)
+    if context == "attention":
+        block: torch.nn.Module = SelfAttention(16, spectral_norm=EQUALITY).double().eval()
+    else:
+        block = Hamburger(8, 6, HamburgerConfig(rank=3), spectral_norm=EQUALITY, norm=None).double().eval()
+    channels = 16 if context == "attention" else 8
+    with torch.no_grad():
+        block.gate.fill_(1.0)
+    x, weight, direction = (torch.randn(2, channels, 6, 6, dtype=torch.float64) for _ in range(3))
+
+    def slope(x: Tensor, create_graph: bool) -> Tensor:
+        (gradient,) = torch.autograd.grad((block(x) * weight).sum(), x, create_graph=create_graph)
+        return (gradient * direction).sum()
+
+    leaf = x.clone().requires_grad_(True)
+    once, twice = slope(leaf, False), slope(leaf, True)
+    assert torch.allclose(once, twice, rtol=1e-9)
+    (second,) = torch.autograd.grad(twice, leaf)
+    if context == "attention":  # the ham's one-step gradient is no derivative, so finite differences do not see it
+        moved = [slope((x + t * weight).requires_grad_(True), False) for t in (1e-5, -1e-5)]
+        assert float((second * weight).sum()) == pytest.approx(float(moved[0] - moved[1]) / 2e-5, rel=1e-4)
+    assert second.isfinite().all()
+
+
+def test_attention_equals_the_plain_products() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, n, d, requires_grad=True) for n, d in ((36, 2), (9, 2), (9, 8))]
+    weight = torch.randn(2, 36, 8)
+    results = []
+    for run in (lambda *x: differentiable_once(attend, attend_plainly, *x), attend_plainly):
+        out = run(*inputs)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours, theirs) < 1e-5

@@ -1,0 +1,232 @@
+"""How long does a whole training step take, and how much memory, against BigGAN-PyTorch's way of doing it?
+
+One D step, one G step and the EMA, on random images. The other side is `reference/`: the same networks written plainly
+(unfused, NCHW, a power iteration in each forward, gradients toggled, plain Adam), in float32, as the public code runs. Both
+sides take turns within one process, so that what else the machine does hits both alike; medians.
+
+MFU: the floating-point operations of the *reference's* step over the time, as a share of the measured float32 matrix product.
+Above 100 % means faster than the reference's operations could run at all in float32.
+
+Memory: each side in a process of its own, which takes a step (so that gradients and Adam's moments exist), notes what it
+holds, and takes two more; `step` is what these add to it at the most (Linux's VmHWM), `process` is the highest in all.
+
+Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-bf16]
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from reference.step import Draw, ReferenceStep
+from torch.utils.flop_counter import FlopCounterMode
+
+from hamgan.device import resolve_autocast
+from hamgan.models.discriminator import Discriminator
+from hamgan.models.generator import Generator
+from hamgan.training.config import TrainConfig, load_config
+from hamgan.training.ema import update_ema
+from hamgan.training.noise import NoiseSource
+from hamgan.training.step import MicroBatch, Player, d_phase, g_phase
+
+CPU = torch.device("cpu")
+CONFIGS = Path(__file__).parents[1] / "configs"
+CASES = {
+    "biggan128": ("imagenet128_biggan.toml", 32, 8),
+    "hamgan128": ("imagenet128_hamgan_strong.toml", 16, 8),
+    "emoji32": ("emoji32.toml", 16, 32),
+    "emoji64": ("emoji64.toml", 16, 16),
+}
+"""Preset, width, batch."""
+DEFAULT_CASES = ("biggan128", "hamgan128", "emoji32")
+SIDES = ("reference", "fp32", "bf16")
+
+
+def case_config(case: str) -> TrainConfig:
+    """Return a case's configuration."""
+    preset, channels, batch = CASES[case]
+    overrides = [f"--{net}.channels={channels}" for net in ("generator", "discriminator")]
+    return load_config(CONFIGS / preset, [*overrides, f"--batch_size={batch}", "--micro_batch=0"])
+
+
+def our_step(config: TrainConfig, precision: str) -> Callable[[], None]:
+    """Return our whole training step, as `training.loop` takes it."""
+    nets = [
+        net.to(memory_format=torch.channels_last)
+        for net in (Generator(config.generator), Discriminator(config.discriminator))
+    ]
+    G, D = (
+        Player(
+            network=net,
+            call=net,
+            optimizer=torch.optim.Adam(
+                net.parameters(), lr=one.lr, betas=(one.beta1, one.beta2), eps=one.eps, fused=True
+            ),
+        )
+        for net, one in zip(nets, (config.g_optimizer, config.d_optimizer), strict=True)
+    )
+    average = copy.deepcopy(nets[0]).eval().requires_grad_(False)
+    _, autocast = resolve_autocast("bf16" if precision == "bf16" else "fp32", CPU)
+    options = {"objective": config.objective, "augmentation": config.augment, "autocast": autocast}
+    take_d = partial(d_phase, G, D, penalize=False, **options)
+    take_g = partial(g_phase, G, D, **options)
+    source = NoiseSource(
+        seed=0,
+        z_dim=config.generator.z_dim,
+        num_classes=config.generator.num_classes,
+        batch_size=config.batch_size,
+        device=CPU,
+    )
+    draw = random_draw(config)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        batches = [
+            [MicroBatch(real=draw.real, y=draw.y, noise=source.draw(count, phase, 0, 0, config.batch_size))]
+            for phase in ("d", "g")
+        ]
+        take_d(batches[0])
+        take_g(batches[1])
+        count += 1
+        update_ema(average, nets[0], count, config.ema)
+
+    return step
+
+
+def reference_step(config: TrainConfig, *, bf16: bool = False) -> Callable[[], None]:
+    """Return the reference's whole training step."""
+    return partial(ReferenceStep(config, bf16=bf16), random_draw(config))
+
+
+def random_draw(config: TrainConfig) -> Draw:
+    """Draw what a reference step is given."""
+    g, batch = config.generator, config.batch_size
+    torch.manual_seed(0)
+    return Draw(
+        real=torch.rand(batch, 3, g.resolution, g.resolution) * 2 - 1,
+        y=torch.randint(g.num_classes, (batch,)),
+        d_z=torch.randn(batch, g.z_dim),
+        d_y=torch.randint(g.num_classes, (batch,)),
+        g_z=torch.randn(batch, g.z_dim),
+        g_y=torch.randint(g.num_classes, (batch,)),
+    )
+
+
+def build(case: str, side: str) -> Callable[[], None]:
+    """Return the step of one side of a case."""
+    config = case_config(case)
+    if side.startswith("reference"):
+        return reference_step(config, bf16=side.endswith("bf16"))
+    return our_step(config, side)
+
+
+def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
+    """Return the best FLOP/s of a large square matrix product."""
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best = float("inf")
+    for _ in range(7):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def take_turns(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each step, taken in turns after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def print_memory(case: str, side: str) -> None:
+    """Print the memory, MB, of this process taking steps: (added by a step, highest in all)."""
+    step = build(case, side)
+    step()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    held = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    step()
+    step()
+    highest = _status("VmHWM")
+    print(f"memory {highest - held:.1f} {highest:.1f}")
+
+
+def _status(key: str) -> float:
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024 / 1e6
+
+
+def memory_of(case: str, side: str) -> tuple[float, float]:
+    """Return `print_memory`'s figures from a process of its own."""
+    command = [sys.executable, __file__, case, "--memory-of", side]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    added, highest = re.findall(r"^memory ([\d.]+) ([\d.]+)$", out, re.MULTILINE)[0]
+    return float(added), float(highest)
+
+
+def print_case(case: str, *, repeats: int, memory: bool, sides: tuple[str, ...], peak: float) -> None:
+    """Measure one case and print its table."""
+    preset, channels, batch = CASES[case]
+    steps = {side: build(case, side) for side in sides}
+    with FlopCounterMode(display=False) as counter:
+        steps["reference"]()
+    flops = counter.get_total_flops()
+    seconds = take_turns(steps, repeats)
+    del steps
+    print(f"\n### {preset.removesuffix('.toml')}, width {channels}, batch {batch}")
+    print(f"\n{flops / batch / 1e9:.2f} GFLOP an image and step, the reference's way\n")
+    print("| side | ms a step | images/s | speed-up | MFU | step, MB | of reference's | process, MB | of reference's |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    first: tuple[float, float] | None = None
+    for side in sides:
+        row = [side, f"{seconds[side] * 1e3:.0f}", f"{batch / seconds[side]:.1f}"]
+        row += [f"{seconds['reference'] / seconds[side]:.2f}", f"{flops / seconds[side] / peak:.0%}"]
+        if memory:
+            added, highest = memory_of(case, side)
+            first = first or (added, highest)
+            row += [f"{added:.0f}", f"{added / first[0]:.2f}", f"{highest:.0f}", f"{highest / first[1]:.2f}"]
+        else:
+            row += [""] * 4
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=list(DEFAULT_CASES), choices=list(CASES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--reference-bf16", action="store_true", help="also run the reference under bf16 autocast")
+    parser.add_argument("--memory-of", choices=(*SIDES, "reference-bf16"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print_memory(options.cases[0], options.memory_of)
+        return
+    sides = (*SIDES, "reference-bf16") if options.reference_bf16 else SIDES
+    peak, bf16_peak = matmul_peak(torch.float32), matmul_peak(torch.bfloat16)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {options.repeats}")
+    print(f"matrix product of 2048: {peak / 1e9:.0f} GFLOP/s in float32, {bf16_peak / 1e9:.0f} in bfloat16")
+    for case in options.cases:
+        print_case(case, repeats=options.repeats, memory=not options.no_memory, sides=sides, peak=peak)
+
+
+if __name__ == "__main__":
+    main()
