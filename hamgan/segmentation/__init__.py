@@ -1,4 +1,5 @@
-"""Semantic segmentation with Hamburgers: HamNet and Light-Ham.
+"""Semantic segmentation with Hamburgers: HamNet and Light-Ham."""
 
-Importing the package is cheap: torch is imported by the part that needs it.
-"""
+from hamgan.segmentation.load import load
+
+__all__ = ["load"]
