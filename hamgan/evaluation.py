@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hamgan import dist, snapshot
+from hamgan import dist, model_card, snapshot
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.metrics import (
     PROTOCOLS,
@@ -31,6 +31,7 @@ from hamgan.metrics import (
     load_statistics,
 )
 from hamgan.sampling.draw import DrawsImages, draw_images
+from hamgan.sampling.store import fingerprint
 from hamgan.training import run_folder
 
 Labels = Literal["data", "uniform"]
@@ -52,6 +53,10 @@ class EvaluationPlan:
     """Classes of the generated images: uniform, or drawn from the data's."""
     truncation: float | None = None
     """BigGAN's, as in `sampling.latents`."""
+    z_scale: float = 1.0
+    """What latents are multiplied by, likewise."""
+    batch_norm: snapshot.BatchNormMode = "auto"
+    """Which statistics batch norm takes, as in `Snapshot.at`."""
     weights: Path | None = None
     """The extractor's weights, where they are not found by themselves."""
     device: torch.device
@@ -121,7 +126,7 @@ def generated_images(
     class_names: tuple[str, ...],
     labels: np.ndarray,
     truncation: float | None,
-    identity: str,
+    z_scale: float = 1.0,
 ) -> DrawnImages:
     """Return a generator's images by number: number i is drawn from seed i and class labels[i].
 
@@ -130,13 +135,14 @@ def generated_images(
         class_names: Name of each class; may be empty.
         labels: Class of each image.
         truncation: As in `sampling.latents`.
-        identity: Says which weights G has, so that partial results of others are not taken up.
+        z_scale: Likewise.
     """
 
     def draw(indices: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        return draw_images(G, indices.tolist(), labels[indices].tolist(), truncation), labels[indices]
+        return draw_images(G, indices.tolist(), labels[indices].tolist(), truncation, z_scale), labels[indices]
 
-    digest = hashlib.sha256(f"{identity} {truncation} ".encode() + labels.tobytes()).hexdigest()
+    # Partial results of other weights, statistics or latents are not taken up.
+    digest = hashlib.sha256(f"{fingerprint(G)} {truncation} {z_scale} ".encode() + labels.tobytes()).hexdigest()
     return DrawnImages(draw, len(labels), class_names=class_names or None, fingerprint=digest)
 
 
@@ -230,16 +236,8 @@ def run_evaluation(
         FileNotFoundError: If a file is missing.
         ValueError: If there is nothing to compare with, or what there is cannot be compared.
     """
-    if data is None and statistics is None and source is not None and source.is_dir():
-        data = Path(run_folder.read_config(source).data.path)
     protocol, extractor = load_protocol(plan)
-    file = None if data is None else TrainingFile(data)
-    if statistics is not None:
-        reference = load_statistics(statistics)
-    elif file is not None:
-        reference = reference_of(file, extractor)
-    else:
-        raise ValueError("nothing to compare with; name the training file (--data) or stored statistics (--reference)")
+    reference, file = find_reference(source, extractor, data=data, statistics=statistics)
     judged: ImageSource
     if source is None:
         judged = FolderImages(images) if images is not None else load_npz_images(npz or Path())
@@ -248,10 +246,38 @@ def run_evaluation(
     else:
         path = snapshot.find(source)
         judged, details = _drawn(path, plan, protocol, reference, file)
-        folder = out or path.parent / f"eval-{path.stem}-{plan.extractor or plan.protocol}"
+        level = "" if plan.truncation is None else f"-truncation{plan.truncation:g}"
+        folder = out or path.parent / f"eval-{path.stem}-{plan.extractor or plan.protocol}{level}"
     training = ReaderImages(file) if file is not None and statistics is None else None
     card = evaluate_images(judged, plan, reference, protocol, extractor, folder, provenance=details, training=training)
+    if source is not None and out is None and dist.is_main():
+        model_card.write(path)
     return f"{card.table()}\n{folder}: card.json, card.txt, card.png"
+
+
+def find_reference(
+    source: Path | None, extractor: Extractor, *, data: Path | None, statistics: Path | None
+) -> tuple[Reference, TrainingFile | None]:
+    """Return what to compare with: stored statistics, or those of a training file; and that file where there is one.
+
+    Args:
+        source: A run folder, whose training file is taken where nothing else is named; a snapshot, or None.
+        extractor: The feature network.
+        data: A training file.
+        statistics: Stored statistics, instead.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If there is nothing, or it cannot be compared with.
+    """
+    if data is None and statistics is None and source is not None and source.is_dir():
+        data = Path(run_folder.read_config(source).data.path)
+    file = None if data is None else TrainingFile(data)
+    if statistics is not None:
+        return load_statistics(statistics), file
+    if file is None:
+        raise ValueError("nothing to compare with; name the training file (--data) or stored statistics (--reference)")
+    return reference_of(file, extractor), file
 
 
 def _drawn(
@@ -259,7 +285,11 @@ def _drawn(
 ) -> tuple[DrawnImages, dict[str, Any]]:
     """Return a snapshot's images by number, and what the card says of them."""
     shot = snapshot.read(path)
-    G = shot.generator.to(plan.device)
+    shot.generator.to(plan.device)
+    ready = shot.at(plan.truncation, plan.batch_norm)
+    if ready.warning:
+        dist.print0(f"warning: {path}: {ready.warning}")
+    G = ready.generator
     count = default_count(plan, protocol, reference)
     labels = chosen_labels(count, plan.labels, G.config.num_classes, None if data is None else data.labels)
     details = shot.provenance | {
@@ -268,10 +298,10 @@ def _drawn(
         "seeds": f"0-{count - 1}",
         "truncation": plan.truncation or "none",
         "weights": "the snapshot's (EMA)",
-        "batch norm": "running statistics",
+        "z_scale": plan.z_scale,
+        "batch norm": ready.batch_norm,
     }
-    identity = hashlib.sha256(path.read_bytes()).hexdigest()
-    return generated_images(G, shot.class_names, labels, plan.truncation, identity), details
+    return generated_images(G, shot.class_names, labels, plan.truncation, plan.z_scale), details
 
 
 def build_reference(

@@ -234,17 +234,3 @@ def find(path: Path) -> Path:
     if not snapshots:
         raise FileNotFoundError(f"{path}: has no snapshot-*.safetensors; train longer, or name a snapshot file")
     return snapshots[-1]
-
-
-def write_imported(path: Path, generator: Generator, source: Path) -> str:
-    """Write a generator that came from elsewhere; return a line that says what it is.
-
-    Raises:
-        OSError: If it cannot be written; what was there stays.
-    """
-    write(path, Snapshot(generator=generator, provenance={"imported_from": source.name}))
-    config = generator.config
-    return (
-        f"{path}: {config.resolution}x{config.resolution}, {config.num_classes} classes, context {config.context}, "
-        f"{sum(p.numel() for p in generator.parameters()):,} parameters"
-    )

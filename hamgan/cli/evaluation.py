@@ -29,6 +29,13 @@ def _add_eval(commands: Commands) -> None:
         "--labels", choices=("uniform", "data"), default="uniform", help="their classes (default: uniform)"
     )
     parser.add_argument("--truncation", type=float, help="redraw components of z beyond this magnitude")
+    parser.add_argument("--z-scale", type=float, default=1.0, help="multiply z by this; another thing (default: 1)")
+    parser.add_argument(
+        "--batch-norm",
+        choices=("auto", "running", "standing"),
+        default="auto",
+        help="running: training's statistics; standing: recalibrate's, for the truncation; auto: these where they reach",
+    )
     parser.add_argument("--weights", type=Path, help="the extractor's weights, where they are not found by themselves")
     parser.add_argument("--out", type=Path, help="folder of the card (default: beside the snapshot, or ./eval)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
@@ -50,6 +57,8 @@ def _eval(options: argparse.Namespace) -> int:
         num_images=options.num_images,
         labels=options.labels,
         truncation=options.truncation,
+        z_scale=options.z_scale,
+        batch_norm=options.batch_norm,
         weights=options.weights,
         device=device,
     )

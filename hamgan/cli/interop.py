@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
 
 def _import_biggan(options: argparse.Namespace) -> int:
     from hamgan.interop.biggan_pytorch import load_generator
-    from hamgan.snapshot import write_imported
+    from hamgan.model_card import write_imported
 
     G = load_generator(
         options.weights, batch_norm_eps=options.batch_norm_eps, spectral_norm_eps=options.spectral_norm_eps
@@ -41,7 +41,7 @@ def _import_biggan(options: argparse.Namespace) -> int:
 
 def _import_tf_hamgan(options: argparse.Namespace) -> int:
     from hamgan.interop.tf_hamgan import load_generator
-    from hamgan.snapshot import write_imported
+    from hamgan.model_card import write_imported
 
     G = load_generator(
         options.weights, ham=options.ham, steps=options.steps, rank=options.rank, sections=options.sections

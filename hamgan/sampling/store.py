@@ -57,9 +57,9 @@ class SampleList:
 
 
 def fingerprint(G: DrawsImages) -> str:
-    """Return a digest of a network's weights and statistics: all, with seed and class, that its images depend on."""
+    """Return a digest of a network: all, with seed and class, that its images depend on."""
     assert isinstance(G, nn.Module)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(G.config).encode())
     for name, tensor in G.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hamgan import checkpoint, dist, snapshot
+from hamgan import checkpoint, dist, model_card, snapshot
 from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.loader import BatchLoader
@@ -138,7 +138,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
             update_ema(run.G_ema, run.G.network, run.step, config.ema)
             progress.update(run.nimg)
 
-            stop = dist.any_rank(signals.received is not None, device)
+            stop = dist.any_rank(signals.received is not None)
             if folder and due("stats_every", run.step):
                 record(folder, run, sums, progress)
             if folder and due("health_every", run.step):
@@ -313,7 +313,7 @@ def judge(folder: RunFolder, run: Run, quick: QuickEvaluation) -> None:
     folder.record_metrics(run.step, {quick.name: value})
     if value < run.best:
         run.best = value
-        snapshot.write(folder.best_path, present_snapshot(folder, run))
+        model_card.write_snapshot(folder.best_path, present_snapshot(folder, run))
 
 
 def present_snapshot(folder: RunFolder, run: Run) -> snapshot.Snapshot:
@@ -326,4 +326,4 @@ def save(folder: RunFolder, run: Run) -> None:
     """Save a checkpoint and a snapshot."""
     folder.save_checkpoint(run.step, state_of(run))
     shot = present_snapshot(folder, run)
-    folder.save_snapshot(run.step, lambda path: snapshot.write(path, shot))
+    folder.save_snapshot(run.step, lambda path: model_card.write_snapshot(path, shot))
