@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from hamgan import __version__
-from hamgan.cli import data, evaluation, interop, latent, sample, train
+from hamgan.cli import data, evaluation, interop, latent, sample, snapshots, train
 from hamgan.config import split_options
 
 EXIT_BAD_INPUT = 2
-COMMANDS = (train, sample, latent, data, evaluation, interop)
+COMMANDS = (train, sample, latent, snapshots, data, evaluation, interop)
 """In the order of the help page; each module adds its commands."""
 
 
