@@ -43,33 +43,40 @@ class MultiplyAdds:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def count_parameters(config: SegmentationConfig) -> int:
-    """Return how many numbers a segmentor learns, those of its auxiliary head included."""
+def shapes_of(config: SegmentationConfig) -> Segmentor:
+    """Return a segmentor in evaluation mode whose tensors have shapes and no values."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Segmentor(config).parameters())
+        model = Segmentor(config)
+    return model.to("meta").eval()  # the stored bases are drawn on the CPU whatever the device
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return how many numbers a network learns; of a segmentor, those of its auxiliary head included."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
-def count_multiply_adds(config: SegmentationConfig, height: int = 512, width: int = 512) -> MultiplyAdds:
+def count_multiply_adds(model: Segmentor, height: int = 512, width: int = 512) -> MultiplyAdds:
     """Count one image's forward pass in evaluation.
 
     Args:
-        config: The architecture.
+        model: As `shapes_of` builds it.
         height: Of the image, pixels.
         width: Of the image, pixels.
 
     Raises:
         ValueError: If the image is smaller than the backbone's stride.
     """
-    with torch.device("meta"):
-        model = Segmentor(config).eval()
-    model.to("meta")  # the stored bases are drawn on the CPU whatever the device
     counts = MultiplyAdds()
-    for module in model.modules():
-        for kind, rule in RULES.items():
-            if isinstance(module, kind):
-                module.register_forward_hook(_counting(rule, counts))
+    hooks = [
+        module.register_forward_hook(_counting(rule, counts))
+        for module in model.modules()
+        for kind, rule in RULES.items()
+        if isinstance(module, kind)
+    ]
     model(torch.empty(1, 3, height, width, device="meta"))
+    for hook in hooks:
+        hook.remove()
     return counts
 
 
@@ -153,11 +160,11 @@ def count_table() -> str:
         f"{'system':34} {'parameters':>12} {'published':>12} {'':5} {'G mult-adds':>14} {'published':>14}",
     ]
     for name, system in PUBLISHED.items():
-        parameters = count_parameters(system.config)
+        model = shapes_of(replace(system.config, eval_steps=PUBLISHED_STEPS))
+        parameters = count_parameters(model)
         theirs = system.giga_multiply_adds
         digits = len(theirs.partition(".")[2])
-        counted = replace(system.config, eval_steps=PUBLISHED_STEPS)
-        ours = f"{count_multiply_adds(counted).total / 1e9:.{digits}f}"
+        ours = f"{count_multiply_adds(model).total / 1e9:.{digits}f}"
         lines.append(
             f"{name:34} {parameters:12,} {system.parameters:12,} {_verdict(parameters == system.parameters):5} "
             f"{ours:>14} {theirs:>14} {_verdict(ours == theirs)}"

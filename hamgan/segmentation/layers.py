@@ -72,12 +72,56 @@ class ConvNormReLU(nn.Module):
         self, in_channels: int, out_channels: int, kernel_size: int, *, norm: NormFactory, stride: int = 1
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.conv: nn.Module = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), non-negative."""
         return F.relu(self.norm(self.conv(x)))
+
+
+class DilatedDepthwiseConv(nn.Conv2d):
+    """A depthwise convolution with same padding of every d-th pixel.
+
+    On a CPU it is computed as an undilated one on the d * d maps of every d-th pixel, laid side by side as a batch: the same
+    sums, to the last bit in float32, three to ten times faster than the dilated kernel (benchmarks/segmentation_dilated.py).
+
+    Args:
+        dim: Channels.
+        kernel_size: Odd.
+        dilation: d.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, *, dilation: int) -> None:
+        super().__init__(dim, dim, kernel_size, padding=dilation * (kernel_size // 2), dilation=dilation, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> same shape."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        height, width = x.shape[2:]
+        step = self.dilation[0]
+        x = F.pad(x, (0, -width % step, 0, -height % step))
+        parts = _every_nth_pixel(x, step)
+        padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
+        parts = F.conv2d(parts, self.weight, self.bias, padding=padding, groups=self.groups)
+        return _interleaved(parts, step)[:, :, :height, :width]
+
+
+def _every_nth_pixel(x: Tensor, step: int) -> Tensor:
+    """(B, C, n h, n w) -> (n n B, C, h, w), in x's memory format."""
+    grid = x.unflatten(3, (-1, step)).unflatten(2, (-1, step))  # (B, C, h, n, w, n)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return grid.permute(3, 5, 0, 2, 4, 1).flatten(0, 2).permute(0, 3, 1, 2)
+    return grid.permute(3, 5, 0, 1, 2, 4).flatten(0, 2)
+
+
+def _interleaved(parts: Tensor, step: int) -> Tensor:
+    """Undo `_every_nth_pixel`."""
+    grid = parts.unflatten(0, (step, step, -1))  # (n, n, B, C, h, w)
+    if parts.is_contiguous(memory_format=torch.channels_last):
+        return grid.permute(2, 4, 0, 5, 1, 3).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    return grid.permute(2, 3, 4, 0, 5, 1).flatten(4, 5).flatten(2, 3)
 
 
 class DropPath(nn.Module):

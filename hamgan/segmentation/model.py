@@ -179,7 +179,7 @@ class Segmentor(nn.Module):
             self.backbone = ResNet(plan, norm=batch_norm)
         head_norm = batch_norm if config.head == "ham_net_voc" else partial(nn.GroupNorm, NUM_GROUPS)
         light = config.head == "light_ham"
-        self.gather = MultiLevelInput(align_corners=config.align_corners) if light else LastInput()
+        self.gather: nn.Module = MultiLevelInput(align_corners=config.align_corners) if light else LastInput()
         self.head = HamHead(
             sum(plan.dims[1:]) if light else plan.dims[-1],
             squeeze_channels=config.squeeze_channels,

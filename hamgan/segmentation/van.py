@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamgan.segmentation.layers import ChannelLayerNorm, DropPath, NormFactory
+from hamgan.segmentation.layers import ChannelLayerNorm, DilatedDepthwiseConv, DropPath, NormFactory
 
 LAYER_SCALE = 1e-2
 """Initial layer scale."""
@@ -55,7 +55,7 @@ class LargeKernelAttention(nn.Module):
         super().__init__()
         self.proj_in = nn.Conv2d(dim, dim, 1)
         self.local = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
-        self.dilated = nn.Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim)
+        self.dilated = DilatedDepthwiseConv(dim, 7, dilation=3)
         self.pointwise = nn.Conv2d(dim, dim, 1)
         self.proj_out = nn.Conv2d(dim, dim, 1)
 
