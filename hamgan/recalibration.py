@@ -49,7 +49,10 @@ def recalibrate(
         if not _same_weights(begun, shot):
             raise ValueError(f"{out}: holds another generator than {path}; choose another --out")
         shot = replace(shot, standing=begun.standing)
-    num_images = -(-num_images // batch_size) * batch_size if batch_size > 0 else num_images
+    for key, value in {"num_images": num_images, "batch_size": batch_size}.items():
+        if value < 2:
+            raise ValueError(f"{key} is {value}; it must be at least 2")
+    num_images = -(-num_images // batch_size) * batch_size
     wanted = dict.fromkeys(truncations)
     kept = [level for level in shot.standing if level.truncation in wanted and _measured(level, num_images, batch_size)]
     missing = [value for value in wanted if value not in {level.truncation for level in kept}]
