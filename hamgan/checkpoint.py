@@ -81,6 +81,19 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, write)
 
 
+def to_host(state: Any) -> Any:
+    """Copy a nested dict or list of tensors and plain values into the host's memory, so that it can be saved later."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: to_host(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(to_host(value) for value in state)
+    return state
+
+
 def load(path: Path) -> dict[str, Any]:
     """Load what `save` wrote, onto the CPU, after checking the checksum; runs no code that the file may hold.
 

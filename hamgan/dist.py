@@ -48,7 +48,9 @@ def init(device: torch.device) -> None:
     store = torch_dist.PrefixStore("group", _store)
     torch_dist.init_process_group(backend, store=store, rank=this, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     # Flags and paths travel between CPUs, so that asking for them never waits for a GPU.
-    _control = torch_dist.new_group(backend="gloo") if backend == "nccl" else None
+    if backend == "nccl":
+        group = torch_dist.new_group(backend="gloo")
+        _control = group if isinstance(group, torch_dist.ProcessGroup) else None
 
 
 def _meet() -> tuple[torch_dist.Store, int, int]:
@@ -158,6 +160,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         torch_dist.all_reduce(tensor)
     return tensor
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Average a floating-point tensor over the processes, in place, and return it."""
+    return all_reduce_sum(tensor).div_(world_size()) if world_size() > 1 else tensor
 
 
 def broadcast_module(module: torch.nn.Module) -> None:

@@ -41,7 +41,8 @@ def _train(options: argparse.Namespace) -> int:
         print(dry_run(config, preset=preset, root=options.root, run_dir=options.run_dir))
         return 0
     from hamgan import dist
-    from hamgan.training.loop import Stopped, train
+    from hamgan.progress import Stopped
+    from hamgan.training.loop import train
 
     try:
         train(config, preset=preset, root=options.root, run_dir=options.run_dir)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.sampler import ShuffledSampler
+from hamgan.data.subset import Subset
 
 Batch = tuple[Tensor, Tensor]
 
@@ -24,7 +25,7 @@ class BatchLoader(Iterator[Batch]):
 
     def __init__(
         self,
-        file: TrainingFile,
+        file: TrainingFile | Subset,
         sampler: ShuffledSampler,
         *,
         batch_size: int,

@@ -97,7 +97,10 @@ class Discriminator(nn.Module):
         Returns:
             Logits, (B, 1); higher is more real.
         """
-        h = self.features(x, bases)
+        return self.judge(self.features(x, bases), y)
+
+    def judge(self, h: Tensor, y: Tensor) -> Tensor:
+        """Return the logits (B, 1) of features (B, C), as `features` returns them, and classes (B,)."""
         return self.linear(h) + (self.embedding(y) * h).sum(1, keepdim=True)
 
     def features(self, x: Tensor, bases: Tensor | None = None) -> Tensor:

@@ -27,8 +27,14 @@ class DataConfig:
     """Filter of that build."""
     flip: bool = True
     """Whether real images are mirrored with probability one half."""
+    hold_out: int = 0
+    """Images never shown to D, by which the health checks see whether it memorises; 0: none."""
     class_balanced: bool = False
     """Whether every class is shown equally often, whatever its number of images."""
+
+    def __post_init__(self) -> None:
+        if self.hold_out < 0:
+            raise ValueError(f"data.hold_out is {self.hold_out}; it must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ class LogConfig:
     checkpoint_every: str = "1000 steps"
     """How often a checkpoint and a snapshot are saved."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints are kept."""
+    """How many of the newest checkpoints are kept; beside them the sentinel's healthy ones."""
     keep_snapshots: int = 5
     """How many of the newest snapshots are kept."""
     grid_columns: int = 12
@@ -129,6 +135,47 @@ class QuickEvalConfig:
         parse_duration("eval.every", self.every)
         if self.num_images < 2:
             raise ValueError(f"eval.num_images is {self.num_images}; it must be at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentinelConfig:
+    """What is done when the health checks say that the run collapses. Its rules: see `hamgan.training.sentinel`."""
+
+    action: Literal["off", "warn", "stop", "rollback"] = "rollback"
+    """rollback: go on from the last healthy checkpoint with smaller learning rates and another data order; stop: leave;
+    warn: say so; off: no rule is looked at. Non-finite numbers stop a run that does not roll back."""
+    grace: str = "10000 steps"
+    """Before this the samples' diversity is not judged: it has to be learnt first."""
+    patience: int = 2
+    """Suspicious health checks in a row that make a collapse."""
+    min_diversity: float = 0.2
+    """Suspicious: samples of a class differ by less than this times what real images do."""
+    min_kept_diversity: float = 0.5
+    """Suspicious: the diversity falls below this times the highest so far."""
+    max_sigma_growth: float = 2.0
+    """Suspicious: the largest singular value of G or D grows beyond this times its median over the last healthy checks."""
+    max_gradient_growth: float = 30.0
+    """Suspicious: likewise the gradient's norm."""
+    max_rollbacks: int = 3
+    """After so many the run stops."""
+    lr_factor: float = 0.5
+    """Both learning rates are multiplied by this at every rollback."""
+    keep_healthy: int = 2
+    """How many checkpoints from before the last healthy check are kept, however old."""
+
+    def __post_init__(self) -> None:
+        parse_duration("sentinel.grace", self.grace)
+        for name in ("patience", "keep_healthy"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"sentinel.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("min_diversity", "min_kept_diversity", "max_rollbacks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"sentinel.{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("max_sigma_growth", "max_gradient_growth"):
+            if not getattr(self, name) > 1:
+                raise ValueError(f"sentinel.{name} is {getattr(self, name)}; it must be > 1")
+        if not 0 < self.lr_factor <= 1:
+            raise ValueError(f"sentinel.lr_factor is {self.lr_factor}; it must be in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +221,8 @@ class TrainConfig:
     """What is written."""
     eval: QuickEvalConfig = field(default_factory=QuickEvalConfig)
     """The run's evaluation of itself."""
+    sentinel: SentinelConfig = field(default_factory=SentinelConfig)
+    """What is done about a collapse."""
 
     def __post_init__(self) -> None:
         parse_duration("duration", self.duration)
@@ -215,7 +264,22 @@ class TrainConfig:
         return micro, share // micro
 
 
-FREE_KEYS = ("duration", "device", "compile", "log.", "eval.", "data.path", "data.source", "data.resize")
+FREE_KEYS = (
+    "duration",
+    "device",
+    "compile",
+    "log.",
+    "eval.",
+    "data.path",
+    "data.source",
+    "data.resize",
+    "sentinel.action",
+    "sentinel.grace",
+    "sentinel.patience",
+    "sentinel.min_",
+    "sentinel.max_",
+    "sentinel.keep_healthy",
+)
 """Keys that may change when a run is taken up again: they do not change what a step computes (but for
 compilation's rounding)."""
 

@@ -45,6 +45,10 @@ class StepConfig:
         if self.penalty_every < 1:
             raise ValueError(f"objective.penalty_every is {self.penalty_every}; it must be at least 1")
 
+    def penalizes(self, d_step: int) -> bool:
+        """Say whether D's step of this number, from 0, takes the gradient penalties."""
+        return bool(self.r1_gamma or self.r2_gamma) and d_step % self.penalty_every == 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:

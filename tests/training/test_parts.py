@@ -236,7 +236,9 @@ def test_health_tells_collapse_from_diversity(tiny_generator_config: GeneratorCo
     assert class_diversity(pair, torch.tensor([0, 1])) == 0.0
     G = Generator(tiny_generator_config).eval()
     sigmas = largest_sigmas(G, "G")
-    assert len(sigmas) == 3 and all(name.startswith("G/sigma/") for name in sigmas)
+    assert len(sigmas) == 4 and all(name.startswith("G/sigma/") for name in sigmas if name != "G/sigma_max")
+    assert sigmas["G/sigma_max"] == max(sigmas.values()) == pytest.approx(1.0)  # orthogonal from the start
     found = ham_statistics(G, lambda: G(torch.randn(2, 16), torch.tensor([0, 1])), "G")
-    assert set(found) == {"G/contexts.1/gate", "G/contexts.1/reconstruction_error"}
+    kinds = ("gate", "reconstruction_error", "dead_bases", "effective_rank")
+    assert set(found) == {f"G/contexts.1/{kind}" for kind in kinds}
     assert 0 < float(found["G/contexts.1/reconstruction_error"]) < 1
