@@ -89,7 +89,8 @@ def test_nn_imports_torch_and_siblings_only() -> None:
 
 
 def test_segmentation_imports_nothing_of_the_gan() -> None:
-    allowed = {f"hamgan.{name}" for name in ("nn", "dist", "config", "checkpoint", "device", "progress", "run_folder", "segmentation")}
+    rooms = ("nn", "dist", "config", "checkpoint", "device", "progress", "run_folder", "segmentation")
+    allowed = {f"hamgan.{name}" for name in rooms}
     for path in (PACKAGE / "segmentation").rglob("*.py"):
         places = {place_of(name) for name in imports_of(path)} - {None}
         assert places <= allowed, f"{path} imports {places - allowed}"
