@@ -6,12 +6,16 @@ import sys
 from collections.abc import Sequence
 
 from hamgan import __version__
-from hamgan.cli import data, evaluation, interop, latent, sample, snapshots, train
+from hamgan.cli import data, evaluation, interop, latent, report, sample, segmentation, snapshots, train
 from hamgan.config import split_options
 
 EXIT_BAD_INPUT = 2
-COMMANDS = (train, sample, latent, snapshots, data, evaluation, interop)
+EXIT_LEFT_BEHIND = 1
+"""Of a process that leaves because another one has failed."""
+COMMANDS = (train, report, sample, latent, snapshots, data, evaluation, interop, segmentation)
 """In the order of the help page; each module adds its commands."""
+OVERRIDABLE = {("train",): train.OPTIONS, ("segmentation", "train"): segmentation.OPTIONS}
+"""Commands that take any key of a configuration beside these options of their own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     overrides: list[str] = []
-    if arguments[:1] == ["train"]:
-        arguments, overrides = split_options(arguments, train.OPTIONS)
+    for words, own in OVERRIDABLE.items():
+        if tuple(arguments[: len(words)]) == words:
+            arguments, overrides = split_options(arguments, own)
     options = _parser().parse_args(arguments)
     options.overrides = overrides
     try:
@@ -36,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _refuse(_one_line(error))
     except (MemoryError, RuntimeError) as error:
+        if _lost_connection(error):
+            return _refuse("lost the connection to another process", EXIT_LEFT_BEHIND)
         if (
             "out of memory" not in str(error)
             and "allocate memory" not in str(error)
@@ -43,15 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             raise
         return _refuse("out of memory; take a smaller micro_batch, batch_size or channels")
+    except Exception as error:
+        if not _is_left_behind(error):
+            raise
+        return EXIT_LEFT_BEHIND
     except KeyboardInterrupt:
         print("hamgan: interrupted", file=sys.stderr)
         return 130
 
 
-def _refuse(line: str) -> int:
+def _refuse(line: str, code: int = EXIT_BAD_INPUT) -> int:
+    """Print an error once, whatever the number of processes."""
     rank = os.environ.get("RANK", "0")
-    print(f"hamgan: error: {'' if rank == '0' else f'rank {rank}: '}{line}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+    distribution = sys.modules.get("hamgan.dist")
+    if distribution.speaks_for_all() if distribution else os.environ.get("LOCAL_RANK", rank) == "0":
+        print(f"hamgan: error: {'' if rank == '0' else f'rank {rank}: '}{line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _lost_connection(error: Exception) -> bool:
+    distribution = sys.modules.get("hamgan.dist")
+    return distribution is not None and "RANK" in os.environ and distribution.is_lost_connection(error)
+
+
+def _is_left_behind(error: Exception) -> bool:
+    distribution = sys.modules.get("hamgan.dist")
+    return distribution is not None and isinstance(error, distribution.LeftBehindError)
 
 
 def _one_line(error: Exception) -> str:

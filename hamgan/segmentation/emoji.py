@@ -1,0 +1,156 @@
+"""The embedded emoji as objects to be segmented: which kind of thing each shows, and whether it is for training or testing."""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Split = Literal["train", "test"]
+Classes = Literal["kinds", "groups"]
+
+TEST_SHARE = 5
+"""One family in so many is for testing."""
+
+_JOINER, _PICTURE_STYLE = 0x200D, 0xFE0F
+_GENDERS = (0x2640, 0x2642)
+_PERSONS = (0x1F468, 0x1F469, 0x1F9D1)  # man, woman, adult
+_SAME_PICTURE = {0x1F63A: 0x1F431}  # the smiling cat is the cat
+
+
+def _codes(text: str) -> frozenset[int]:
+    """Read code points and ranges of them, such as `1f600-1f644 2639`."""
+    ranges = [part.partition("-") for part in text.split()]
+    return frozenset(code for a, _, b in ranges for code in range(int(a, 16), int(b or a, 16) + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of thing: the emoji of a group whose first code point is listed (none: all of the group) and not excepted."""
+
+    group: str
+    codes: frozenset[int] = frozenset()
+    excepted: frozenset[int] = frozenset()
+
+
+_HANDS = _codes(
+    "1f446-1f450 1f485 1f4aa 1f590 1f595 1f596 1f64c 1f64f 1f90c 1f90f 1f918-1f91f 1f932 1f933 1faf0-1faf8 261d 270a-270d"
+)
+_PARTS_OF_BODIES = _codes("1f440-1f445 1f463-1f465 1f5e3 1f9b4-1f9b7 1f9bb 1f9be 1f9bf 1f9e0 1fac0 1fac1 1fae6")
+
+KINDS = {
+    "animal": Kind(
+        group="animals-and-nature",
+        codes=_codes(
+            "1f400-1f419 1f41b-1f43c 1f43f 1f54a 1f577 1f980-1f99f 1f9a1-1f9a9 1f9ab-1f9ae 1fab0-1fab3 1fabc 1fabf 1face 1facf"
+        ),
+    ),
+    "building": Kind(
+        group="travel-and-places",
+        codes=_codes(
+            "1f306 1f307 1f3d7-1f3db 1f3df-1f3e6 1f3e8-1f3ed 1f3ef 1f3f0 1f492 1f54b-1f54d 1f5fc 1f6d5 1f6d6 26e9 26ea"
+        ),
+    ),
+    "face": Kind(
+        group="smileys-and-emotion",
+        codes=_codes("1f600-1f637 1f641-1f644 1f910-1f92f 1f970-1f97a 1f9d0 1fae0-1fae8 2639 263a"),
+    ),
+    "flag": Kind(group="flags"),
+    "food": Kind(group="food-and-drink"),
+    "hand": Kind(group="people-and-body", codes=_HANDS),
+    "person": Kind(group="people-and-body", excepted=_HANDS | _PARTS_OF_BODIES),
+    "symbol": Kind(group="symbols"),
+    "vehicle": Kind(
+        group="travel-and-places",
+        codes=_codes(
+            "1f3cd 1f3ce 1f680-1f688 1f68a-1f68e 1f690-1f6a4 1f6b2 1f6e5 1f6e9-1f6ec 1f6f3-1f6f6 1f6f8 1f6fa 1f6fb "
+            "1f9bc 1f9bd 26f4 26f5 2708"
+        ),
+    ),
+}
+"""Nine kinds that can be told by their looks. The rest of the archive (tools, clothes, hearts, plants, weather, ...) is left
+out: its groups are by use, and whether an unseen thing is an object or an activity is not to be seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emoji:
+    """One picture of the archive."""
+
+    member: str
+    """Its name in the archive, group/code-points.webp."""
+    kind: str
+    """The class that it shows."""
+
+    @property
+    def family(self) -> tuple[int, ...]:
+        """Code points without gender and style: pictures that differ in these alone are one family."""
+        return _family(_code_points(self.member))
+
+    @property
+    def split(self) -> Split:
+        """Whether it is for training or for testing: by its family's name alone, so that no family is in both."""
+        digest = hashlib.sha256(repr(self.family).encode()).digest()
+        return "test" if digest[0] % TEST_SHARE == 0 else "train"
+
+
+def _code_points(member: str) -> list[int]:
+    return [int(code, 16) for code in member.split("/")[-1].removesuffix(".webp").split("-")]
+
+
+def _family(codes: list[int]) -> tuple[int, ...]:
+    plain = [code for code in codes if code not in (_JOINER, _PICTURE_STYLE, *_GENDERS)]
+    return tuple(_PERSONS[0] if code in _PERSONS else _SAME_PICTURE.get(code, code) for code in plain)
+
+
+def list_emoji(classes: Classes, split: Split) -> list[Emoji]:
+    """List the pictures of a split, by name.
+
+    Args:
+        classes: kinds: the nine of `KINDS`; groups: the archive's nine groups.
+        split: train or test.
+    """
+    with zipfile.ZipFile(_archive()) as archive:
+        members = sorted(name for name in archive.namelist() if name.endswith(".webp"))
+    found = [Emoji(member=member, kind=kind) for member in members if (kind := _class_of(member, classes))]
+    return [emoji for emoji in found if emoji.split == split]
+
+
+def class_names(classes: Classes) -> tuple[str, ...]:
+    """Return the classes' names, background first."""
+    if classes == "kinds":
+        return ("background", *KINDS)
+    with zipfile.ZipFile(_archive()) as archive:
+        groups = {name.split("/")[0] for name in archive.namelist() if name.endswith(".webp")}
+    return ("background", *sorted(groups))
+
+
+def _class_of(member: str, classes: Classes) -> str | None:
+    group = member.split("/")[0]
+    if classes == "groups":
+        return group
+    code = _code_points(member)[0]
+    for name, kind in KINDS.items():
+        if group == kind.group and code not in kind.excepted and (code in kind.codes or not kind.codes):
+            return name
+    return None
+
+
+def _archive() -> io.BytesIO:
+    return io.BytesIO(_archive_bytes())
+
+
+@cache
+def _archive_bytes() -> bytes:
+    return files("hamgan").joinpath("data/emoji/fluent-emoji-128.zip").read_bytes()
+
+
+def read_emoji(emoji: Emoji) -> NDArray[np.uint8]:
+    """Return a picture, (128, 128, 4): RGB and alpha."""
+    with zipfile.ZipFile(_archive()) as archive:
+        return np.array(Image.open(io.BytesIO(archive.read(emoji.member))).convert("RGBA"))

@@ -1,0 +1,141 @@
+"""What a run carries from step to step: the network, its optimiser, the step; how it begins, is saved and is taken up again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hamgan import config as configuration
+from hamgan import dist, run_folder
+from hamgan.device import Autocast
+from hamgan.segmentation.config import FREE_KEYS, TrainConfig
+from hamgan.segmentation.dataset import IGNORED, LabelledImages
+from hamgan.segmentation.model import Logits, Segmentor
+from hamgan.segmentation.optimizer import build_optimizer
+from hamgan.segmentation.trained import initialize
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What the loop carries from step to step."""
+
+    config: TrainConfig
+    device: torch.device
+    data: LabelledImages
+    model: Segmentor
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Optimiser steps taken."""
+
+
+def build_run(config: TrainConfig, device: torch.device, data: LabelledImages, *, fresh: bool) -> Run:
+    """Build network and optimiser, the same on every process.
+
+    Args:
+        config: Of the run.
+        device: Where it computes.
+        data: The training images.
+        fresh: Whether the run begins, and so with the weights that `config.weights` names.
+    """
+    torch.manual_seed(config.seed)
+    model = Segmentor(config.model)
+    if fresh and config.weights:
+        initialize(model, Path(config.weights))
+    model = model.to(device).to(memory_format=torch.channels_last)
+    dist.broadcast_module(model)
+    return Run(config=config, device=device, data=data, model=model, optimizer=build_optimizer(model, config.optimizer))
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Return everything that going on, testing and predicting need. What is random follows from the seed and the step."""
+    return {
+        "kind": "segmentation",
+        "config": configuration.to_mapping(run.config),
+        "step": run.step,
+        "data": run.data.fingerprint,
+        "class_names": list(run.data.class_names),
+        "palette": torch.from_numpy(run.data.palette.copy()),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Put a checkpoint's state into a run.
+
+    Raises:
+        ValueError: If the checkpoint is of another configuration or data set.
+    """
+    saved = configuration.from_mapping(TrainConfig, state["config"], "checkpoint")
+    if rows := run_folder.fixed_differences(saved, run.config, FREE_KEYS):
+        raise ValueError(f"the checkpoint is of another configuration: {'; '.join(rows[:3])}")
+    if state["data"] != run.data.fingerprint:
+        raise ValueError("data.path: holds other images than this run began with; give it its folder back")
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step = int(state["step"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One micro-batch."""
+
+    images: Tensor
+    """(B, 3, H, W), normalised."""
+    labels: Tensor
+    """(B, H, W), int64: classes or 255."""
+    bases_keys: Tensor
+    """int64 (B,): fresh bases of the Hamburger are a function of them."""
+    layer_seed: int
+    """Of torch's generator, from which dropout and drop path draw."""
+
+
+def take_step(
+    model: Segmentor,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    auxiliary_weight: float,
+    autocast: Autocast,
+) -> dict[str, Tensor]:
+    """Take one optimiser step: add up the micro-batches' gradients, average them over the processes, and let it step.
+
+    Returns:
+        Means over the micro-batches: loss, auxiliary_loss (where there is that head), pixel_accuracy; and the gradient's norm
+        grad_norm. On the device; nothing here waits for it.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for batch in micro_batches:
+        torch.manual_seed(batch.layer_seed)
+        with autocast():
+            logits = model.forward_train(batch.images, batch.bases_keys)
+        losses, statistics = loss_of(logits, batch.labels, auxiliary_weight)
+        (losses / len(micro_batches)).backward()
+        parts.append(statistics)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    dist.all_reduce_mean_coalesced(gradients)
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    optimizer.step()
+    return {key: torch.stack([part[key] for part in parts]).mean() for key in parts[0]} | {"grad_norm": norm}
+
+
+def loss_of(logits: Logits, labels: Tensor, auxiliary_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss, and what to record of it."""
+    main = cross_entropy(logits.main, labels)
+    counted = labels != IGNORED
+    right = (logits.main.detach().argmax(1) == labels) & counted
+    statistics = {"loss": main.detach(), "pixel_accuracy": right.sum() / counted.sum().clamp_min(1)}
+    if logits.auxiliary is None:
+        return main, statistics
+    auxiliary = cross_entropy(logits.auxiliary, labels)
+    return main + auxiliary_weight * auxiliary, statistics | {"auxiliary_loss": auxiliary.detach()}
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Average the cross-entropy over all pixels; ignored ones add nothing to the sum, and count in the number (published)."""
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum") / labels.numel()
