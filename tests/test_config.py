@@ -1,5 +1,6 @@
 """Configurations: presets, overrides, messages, and the way back to TOML."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,9 +20,13 @@ from hamgan.config import (
 )
 from hamgan.models.discriminator import Discriminator
 from hamgan.models.generator import Generator
+from hamgan.segmentation.config import load_config as load_segmentation_config
+from hamgan.segmentation.model import Segmentor
 from hamgan.training.config import TrainConfig, load_config, parse_duration
 
-PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
+SEGMENTATION_PRESETS = sorted(CONFIGS.glob("segmentation_*.toml"))
+PRESETS = sorted(set(CONFIGS.glob("*.toml")) - set(SEGMENTATION_PRESETS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +52,30 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
 
 
+def check_preset(path: Path, load: Callable[[Path], object], tmp_path: Path) -> None:
+    """A preset survives dumping, and its header says command, hardware and number."""
+    (tmp_path / "dumped.toml").write_text(dump_toml(load(path)))
+    assert load(tmp_path / "dumped.toml") == load(path)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("Command:", "Hardware:", "Expected:"):
+        assert any(word in line for line in header), f"{path.name} does not say its {word}"
+
+
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_builds_survives_dumping_and_says_its_command(path: Path, tmp_path: Path) -> None:
+    check_preset(path, load_config, tmp_path)
     config = load_config(path)
-    (tmp_path / "dumped.toml").write_text(dump_toml(config))
-    assert load_config(tmp_path / "dumped.toml") == config
     assert from_mapping(TrainConfig, to_mapping(config), "again") == config
     with torch.device("meta"):
         for network in (Generator(config.generator), Discriminator(config.discriminator)):
             assert sum(p.numel() for p in network.parameters()) > 0
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    for word in ("Command:", "Hardware:", "Expected:"):
-        assert any(word in line for line in header), f"{path.name} does not say its {word}"
+
+
+@pytest.mark.parametrize("path", SEGMENTATION_PRESETS, ids=lambda path: path.stem)
+def test_every_segmentation_preset_builds_likewise(path: Path, tmp_path: Path) -> None:
+    check_preset(path, load_segmentation_config, tmp_path)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Segmentor(load_segmentation_config(path).model).parameters()) > 0
 
 
 def test_the_command_line_wins_over_preset_and_base(tmp_path: Path) -> None:
