@@ -1,11 +1,10 @@
 """A segmentor, a run and data sets on the disk that a test can afford."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from labelled_files import write_pair
 
 from hamgan.segmentation.augment import AugmentConfig
 from hamgan.segmentation.config import LogConfig, TrainConfig
@@ -52,15 +51,6 @@ def tiny_run(tiny_model: SegmentationConfig) -> TrainConfig:
     )
 
 
-def write_pair(root: Path, image: str, mask: str, labels: np.ndarray) -> None:
-    """Write an image of noise and a mask of one channel."""
-    rng = np.random.default_rng(labels.size)
-    for name in (image, mask):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (*labels.shape, 3), dtype=np.uint8)).save(root / image)
-    Image.fromarray(labels.astype(np.uint8)).save(root / mask)
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """Three labelled images of different sizes in a pair of folders, three classes and ignored pixels."""
@@ -71,9 +61,3 @@ def folders(tmp_path: Path) -> Path:
         write_pair(root, f"images/val/{index}.jpg", f"masks/val/{index}.png", labels)
     (root / "classes.txt").write_text("sky\nground\nthing\n")
     return root
-
-
-def with_folders(config: TrainConfig, root: Path) -> TrainConfig:
-    """Return a run's configuration for the pair of folders."""
-    data = DataConfig(kind="folders", path=str(root), train_split="val", test_split="val", num_workers=0)
-    return replace(config, data=data, model=replace(config.model, num_classes=3))
