@@ -115,9 +115,7 @@ def list_emoji(classes: Classes, split: Split) -> list[Emoji]:
         classes: kinds: the nine of `KINDS`; groups: the archive's nine groups.
         split: train or test.
     """
-    with zipfile.ZipFile(_archive()) as archive:
-        members = sorted(name for name in archive.namelist() if name.endswith(".webp"))
-    found = [Emoji(member=member, kind=kind) for member in members if (kind := _class_of(member, classes))]
+    found = [Emoji(member=member, kind=kind) for member in _members() if (kind := _class_of(member, classes))]
     return [emoji for emoji in found if emoji.split == split]
 
 
@@ -125,9 +123,7 @@ def class_names(classes: Classes) -> tuple[str, ...]:
     """Return the classes' names, background first."""
     if classes == "kinds":
         return ("background", *KINDS)
-    with zipfile.ZipFile(_archive()) as archive:
-        groups = {name.split("/")[0] for name in archive.namelist() if name.endswith(".webp")}
-    return ("background", *sorted(groups))
+    return ("background", *sorted({member.split("/")[0] for member in _members()}))
 
 
 def _class_of(member: str, classes: Classes) -> str | None:
@@ -141,16 +137,16 @@ def _class_of(member: str, classes: Classes) -> str | None:
     return None
 
 
-def _archive() -> io.BytesIO:
-    return io.BytesIO(_archive_bytes())
+@cache
+def _archive() -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO(files("hamgan").joinpath("data/emoji/fluent-emoji-128.zip").read_bytes()))
 
 
 @cache
-def _archive_bytes() -> bytes:
-    return files("hamgan").joinpath("data/emoji/fluent-emoji-128.zip").read_bytes()
+def _members() -> tuple[str, ...]:
+    return tuple(sorted(name for name in _archive().namelist() if name.endswith(".webp")))
 
 
 def read_emoji(emoji: Emoji) -> NDArray[np.uint8]:
     """Return a picture, (128, 128, 4): RGB and alpha."""
-    with zipfile.ZipFile(_archive()) as archive:
-        return np.array(Image.open(io.BytesIO(archive.read(emoji.member))).convert("RGBA"))
+    return np.array(Image.open(io.BytesIO(_archive().read(emoji.member))).convert("RGBA"))

@@ -137,7 +137,8 @@ def initialize(model: Segmentor, path: Path) -> None:
     from hamgan.segmentation.load import load, load_backbone
 
     if holds_segmentor(state):
-        copy_weights(model, load(file).state_dict(), file)
+        own = model.config
+        copy_weights(model, load(file, rank=own.rank, strides=own.backbone_strides or None).state_dict(), file)
     else:
         load_backbone(model, file)
 

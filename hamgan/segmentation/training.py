@@ -1,5 +1,6 @@
 """Training of a segmentor, from top to bottom."""
 
+import math
 import signal
 from pathlib import Path
 from typing import TypeAlias
@@ -101,10 +102,10 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
 
             last = run.step == config.steps
             stop = dist.any_rank(signals.received is not None)
-            if folder and (last or run.step % config.log.stats_every == 0):
+            saves = stop or is_test_due(config, run.step) or run.step % config.log.checkpoint_every == 0
+            if saves or run.step % config.log.stats_every == 0:
                 record(folder, run, sums, progress)
-            if folder and (stop or is_test_due(config, run.step) or run.step % config.log.checkpoint_every == 0):
-                record(folder, run, sums, progress)
+            if folder and saves:
                 folder.save_checkpoint(run.step, state_of(run))
             if is_test_due(config, run.step):
                 test(folder, run, test_data, autocast)
@@ -169,21 +170,20 @@ def cut(run: Run, images: Tensor, labels: Tensor, micro_size: int, first_place: 
     ]
 
 
-def record(folder: Folder, run: Run, sums: Averages, progress: Progress) -> None:
-    """Write a row of statistics, the mean since the last row; nothing if there was no step since.
+def record(folder: Folder | None, run: Run, sums: Averages, progress: Progress) -> None:
+    """Write a row of statistics, the mean over the processes since the last row; every process calls this.
 
     Raises:
         ValueError: If one is not finite: called before every save, so that no whole checkpoint is replaced by a ruined one.
     """
-    row = sums.take()
-    if not row:
-        return
-    bad = [key for key, value in row.items() if value != value or abs(value) == float("inf")]
+    row = sums.take(over_processes=True)
+    bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
         raise ValueError(f"training diverged at step {run.step}: {', '.join(bad)} not finite; lower optimizer.lr")
-    rate = run.config.optimizer.learning_rate(run.step - 1, run.config.steps)
-    folder.record(run.step, row | {"lr": rate, "images_per_second": progress.rate()})
-    progress.show(loss=row["loss"], accuracy=row["pixel_accuracy"])
+    if folder:
+        rate = run.config.optimizer.learning_rate(run.step - 1, run.config.steps)
+        folder.record(run.step, row | {"lr": rate, "images_per_second": progress.rate()})
+        progress.show(loss=row["loss"], accuracy=row["pixel_accuracy"])
 
 
 def test(folder: Folder | None, run: Run, data: LabelledImages, autocast: Autocast) -> None:
