@@ -41,9 +41,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say what it had no room for
         raise
     _sync_folder(path.parent)
 
@@ -71,7 +73,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     import torch
 
     def write(file: IO[bytes]) -> None:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch hides what the disk has said behind an error of its own
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         file.flush()
         file.seek(0)
         digest = _sha256(file, os.fstat(file.fileno()).st_size)

@@ -1,6 +1,8 @@
 """Saves are atomic and loads are safe."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,24 @@ def test_bad_snapshots_are_refused_in_one_line(tmp_path: Path, tiny_generator_co
         assert "\n" not in str(caught.value) and "s.safetensors" in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"has no snapshot-"):
         snapshot.find(tmp_path)
+
+
+def test_a_disk_that_takes_no_more_is_an_os_error_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    checkpoint.save(path, STATE)
+    before = path.read_bytes()
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from hamgan import checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try:\n"
+        "    checkpoint.save(Path(sys.argv[1]), {'a': torch.randn(1 << 20)})\n"
+        "except OSError as error:\n"
+        "    sys.exit(7 if error.errno and error.filename == sys.argv[1] else 8)\n"
+    )
+    # torch wraps what the disk says into a RuntimeError of its own.
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=120)
+    assert done.returncode == 7
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["c.pt"]

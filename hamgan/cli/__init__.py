@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _refuse(_one_line(error))
     except (MemoryError, RuntimeError) as error:
+        if os.environ.get("HAMGAN_TRACEBACK"):
+            raise
         if _lost_connection(error):
             return _refuse("lost the connection to another process", EXIT_LEFT_BEHIND)
         if (

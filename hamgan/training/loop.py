@@ -86,7 +86,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
                 verdict = observer.record(sums, progress)
             if due("health_every", run.step) and verdict is HEALTHY:
                 verdict = observer.check()
-            if verdict.kind == "collapsed" and must_roll_back(run, observer, verdict):
+            if verdict.kind in ("collapsed", "ruined") and must_roll_back(run, observer, verdict):
                 stream.close()
                 roll_back(run, observer, verdict)
                 stream = Stream(run, micro_size, num_micro)
@@ -168,12 +168,11 @@ def must_roll_back(run: Run, observer: Observer, verdict: Verdict) -> bool:
         ValueError: If it is to stop.
     """
     config, reasons = run.config.sentinel, "; ".join(verdict.reasons)
-    ruined = any("finite" in reason or " is nan" in reason or " is inf" in reason for reason in verdict.reasons)
     if config.action == "rollback" and run.sentinel.rollbacks < config.max_rollbacks:
         return True
     if config.action == "rollback":
         line = f"the run collapsed at step {run.step} after {run.sentinel.rollbacks} rollbacks: {reasons}"
-    elif config.action == "stop" or ruined:
+    elif config.action == "stop" or verdict.kind == "ruined":
         line = f"training diverged at step {run.step}: {reasons}"
     else:
         observer.warn(f"collapse: {reasons}")
@@ -190,5 +189,5 @@ def roll_back(run: Run, observer: Observer, verdict: Verdict) -> None:
         restore(run, checkpoint.load_tensors(newest))
     else:
         begin_again(run)
-    run.sentinel.rollbacks = before.rollbacks + 1
+    run.sentinel.rollbacks, run.sentinel.suspicious = before.rollbacks + 1, 0
     observer.rolled_back(collapsed_at, "; ".join(verdict.reasons))

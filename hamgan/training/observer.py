@@ -84,28 +84,27 @@ class Observer:
         """Write a row of statistics, the mean since the last row. Every process must call it.
 
         Returns:
-            collapsed, on every process, if a value is not finite; called before every save, so that no whole checkpoint is
+            ruined, on every process, if a value is not finite; called before every save, so that no whole checkpoint is
             followed by a ruined one.
         """
         row = sums.take(over_processes=True)
         if not row:
             return HEALTHY
         self._last_row = row
-        if folder := self.folder:
+        if self.folder:
             more = {"nimg": float(self.run.nimg), "images_per_second": progress.rate()}
-            self._attempt("statistics", lambda: folder.record(self.run.step, row | more))
+            self._record(row | more)
             progress.show(d=row["d_loss"], g=row["g_loss"])
         reasons = sentinel.not_finite(row)
-        return Verdict(kind="collapsed", reasons=reasons) if reasons else HEALTHY
+        return Verdict(kind="ruined", reasons=reasons) if reasons else HEALTHY
 
     def check(self) -> Verdict:
         """Measure the run's health and let the sentinel judge it. Every process must call it, and gets the verdict."""
         run = self.run
 
         def measure() -> tuple[Verdict, sentinel.SentinelState]:
-            assert self.folder is not None
             row = self.health_row()
-            self.folder.record(run.step, row)
+            self._record(row)
             gradients = {key: value for key, value in self._last_row.items() if key.endswith("_grad_norm")}
             verdict = sentinel.judge(
                 run.sentinel, run.config.sentinel, run.step, row | gradients, in_grace=run.step < self._grace
@@ -178,11 +177,11 @@ class Observer:
         self._collect(wait=True)
         state = checkpoint.to_host(state_of(run))
         shot = self._present(folder)
+        keep = {"healthy_step": run.sentinel.healthy_step, "keep_healthy": run.config.sentinel.keep_healthy}
         pause = time.monotonic() - began
 
         def write() -> None:
             start = time.monotonic()
-            keep = {"healthy_step": run.sentinel.healthy_step, "keep_healthy": run.config.sentinel.keep_healthy}
             folder.save_checkpoint(step, state, **keep)
             folder.save_snapshot(step, lambda path: model_card.write_snapshot(path, shot))
             seconds = {"pause_s": round(pause, 4), "write_s": round(time.monotonic() - start, 4)}
@@ -213,7 +212,7 @@ class Observer:
         self.save(wait=True)
         grid = self.draw()
         row = self.health_row()
-        self._attempt("health", lambda: folder.record(self.run.step, row))
+        self._record(row)
         folder.event(self.run.step, "finish", f"after {progress.seconds:.0f} s")
         folder.say(
             f"finished {self.run.step} steps in {progress.seconds:.0f} s; samples in {grid}; their pairwise distance within "
@@ -261,6 +260,10 @@ class Observer:
         if self.folder:
             self._collect(wait=True)
             self.folder.close()
+
+    def _record(self, row: dict[str, float]) -> None:
+        if folder := self.folder:
+            self._attempt("statistics", lambda: folder.record(self.run.step, row))
 
     def _attempt(self, what: str, write: Callable[[], object]) -> None:
         """Write something that training can do without; say once what could not be written, and again when it can."""

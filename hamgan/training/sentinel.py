@@ -54,7 +54,8 @@ class SentinelState:
 class Verdict:
     """What a check came to."""
 
-    kind: Literal["healthy", "suspicious", "collapsed"]
+    kind: Literal["healthy", "suspicious", "collapsed", "ruined"]
+    """suspicious: not to be acted upon yet; ruined: collapsed, and there is no going on, as numbers are not finite."""
     reasons: tuple[str, ...] = ()
 
 
@@ -80,14 +81,14 @@ def judge(
         in_grace: Whether diversity is not judged yet.
 
     Returns:
-        collapsed: to be acted upon now.
+        collapsed or ruined: to be acted upon now.
     """
     if config.action == "off":
         return HEALTHY
     if reasons := not_finite(row):
-        return Verdict(kind="collapsed", reasons=reasons)
+        return Verdict(kind="ruined", reasons=reasons)
     if row.get("nonfinite", 0):
-        return Verdict(kind="collapsed", reasons=(f"{row['nonfinite']:.0f} numbers of the weights are not finite",))
+        return Verdict(kind="ruined", reasons=(f"{row['nonfinite']:.0f} numbers of the weights are not finite",))
     reasons = () if in_grace else _diversity_reasons(state, config, row)
     reasons += _growth_reasons(state, config, row)
     if reasons:

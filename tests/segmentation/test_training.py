@@ -143,7 +143,7 @@ def test_sgd_with_an_auxiliary_head_learns_folders(tiny_run: TrainConfig, folder
     config = replace(config, model=model, optimizer=recipe, steps=3, log=replace(config.log, test_every=0))
     run = train(config, preset="p", root=tmp_path)
     assert all(value > 0.5 for _, value in rows(run, "auxiliary_loss")) and len(rows(run, "auxiliary_loss")) == 3
-    assert [rate for _, rate in rows(run, "lr")][0] == 0.01
+    assert rows(run, "lr")[0][1] == 0.01
     trained = open_trained(run)
     assert trained.class_names == ("sky", "ground", "thing") and trained.step == 3
     assert Image.open(run / "predictions" / "00000003.png").size[1] > 300
@@ -163,7 +163,9 @@ def test_training_starts_from_given_weights(tiny_run: TrainConfig, tmp_path: Pat
         copied = checkpoint.load(run / "checkpoint-00000001.pt")["model"]
         assert all(torch.allclose(copied[key], source[key], atol=1e-6) for key in names)
     other = replace(second, weights=str(first), model=replace(second.model, channels=64))
-    with pytest.raises(ValueError, match=r"is of another network: head\.align\.conv\.weight is \(32, 32, 1, 1\), here \(64"):
+    with pytest.raises(
+        ValueError, match=r"is of another network: head\.align\.conv\.weight is \(32, 32, 1, 1\), here \(64"
+    ):
         train(other, preset="other", root=tmp_path)
 
 
@@ -176,7 +178,9 @@ def test_what_does_not_fit_is_named_and_nothing_is_lost(tiny_run: TrainConfig, f
             train(config, preset="q", root=tmp_path, run_dir=run_dir)
 
     refused(replace(tiny_run, steps=1, seed=7), "another configuration: seed: 0 -> 7")
-    refused(replace(tiny_run, model=replace(tiny_run.model, num_classes=4)), "num_classes is 4; the data has 10 classes")
+    refused(
+        replace(tiny_run, model=replace(tiny_run.model, num_classes=4)), "num_classes is 4; the data has 10 classes"
+    )
     refused(replace(tiny_run, batch_size=3), "micro_batch is 2; it must divide the 3 images")
     hot = replace(tiny_run.optimizer, kind="sgd", lr=1e30, warmup=0)
     refused(replace(tiny_run, optimizer=hot, steps=9), "training diverged at step", None)
@@ -214,5 +218,7 @@ def test_two_processes_train_as_one(tiny_run: TrainConfig, tmp_path: Path) -> No
     for name, tensor in one["model"].items():
         assert torch.allclose(tensor, two["model"][name], atol=1e-4), name
     for key in ("loss", "pixel_accuracy", "miou"):
-        (steps, ours), (others, theirs) = (zip(*rows(path, key), strict=True) for path in (run, tmp_path / "two/00000-pair"))
+        (steps, ours), (others, theirs) = (
+            zip(*rows(path, key), strict=True) for path in (run, tmp_path / "two/00000-pair")
+        )
         assert steps == others and list(ours) == pytest.approx(list(theirs), abs=2e-3)

@@ -59,8 +59,8 @@ def test_lost_and_missing_diversity() -> None:
 
 
 def test_what_is_not_finite_is_acted_upon_at_once() -> None:
-    assert seen({"nonfinite": 3.0})[1] == ["collapsed"]
-    assert seen({"g_grad_norm": float("nan")})[1] == ["collapsed"]
+    assert seen({"nonfinite": 3.0})[1] == ["ruined"]
+    assert seen({"g_grad_norm": float("nan")})[1] == ["ruined"]
     network = torch.nn.Linear(3, 2)
     assert count_nonfinite(network) == 0
     with torch.no_grad():
