@@ -35,15 +35,10 @@ class Averages:
             self._sums[key] = self._sums[key] + value if key in self._sums else value
             self._counts[key] = self._counts.get(key, 0) + 1
 
-    def take(self, *, over_processes: bool = False) -> dict[str, float]:
-        """Return the means and start anew.
-
-        Args:
-            over_processes: Whether they are those of all processes, which must then all call this.
-        """
+    def take(self) -> dict[str, float]:
+        """Return the means over all processes, which must all call this, and start anew."""
         keys = list(self._sums)
-        sums = torch.stack([self._sums[key] for key in keys]) if keys else torch.empty(0)
-        values = (dist.all_reduce_mean(sums) if over_processes and keys else sums).tolist()
+        values = dist.all_reduce_mean(torch.stack([self._sums[key] for key in keys])).tolist() if keys else []
         row = {key: value / self._counts[key] for key, value in zip(keys, values, strict=True)}
         self._sums, self._counts = {}, {}
         return row

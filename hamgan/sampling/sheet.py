@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -106,11 +105,6 @@ def side_by_side(pictures: Sequence[Image.Image], widest: int = 2000) -> Image.I
             x += picture.width
         y += max(picture.height for picture in line)
     return joined
-
-
-def blank_like(images: Tensor, count: int) -> Tensor:
-    """Return white images of the same size, uint8 (count, 3, H, W)."""
-    return torch.full((count, *images.shape[1:]), 255, dtype=torch.uint8)
 
 
 def _plain(text: str) -> str:

@@ -176,7 +176,7 @@ def record(folder: Folder | None, run: Run, sums: Averages, progress: Progress) 
     Raises:
         ValueError: If one is not finite: called before every save, so that no whole checkpoint is replaced by a ruined one.
     """
-    row = sums.take(over_processes=True)
+    row = sums.take()
     bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
         raise ValueError(f"training diverged at step {run.step}: {', '.join(bad)} not finite; lower optimizer.lr")

@@ -87,7 +87,7 @@ class Observer:
             ruined, on every process, if a value is not finite; called before every save, so that no whole checkpoint is
             followed by a ruined one.
         """
-        row = sums.take(over_processes=True)
+        row = sums.take()
         if not row:
             return HEALTHY
         self._last_row = row
