@@ -70,6 +70,10 @@ def _meet() -> tuple[torch_dist.Store, int, int]:
             f"{address}: rank {this} of {size} waited {MEETING_TIMEOUT.seconds} s for the other processes; "
             "start as many as WORLD_SIZE says"
         ) from None
+    # torchrun keeps one store over all its attempts: without a name of its own a restarted group would find the addresses of
+    # the processes that are gone, and wait for them.
+    attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{num}"
+    store = torch_dist.PrefixStore(attempt, store)
     present = [f"present/{rank}" for rank in range(num)]
     try:
         store.set(present[this_rank], "")
