@@ -50,6 +50,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     _sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed. No other process may be writing there."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Flush a rename to the disk; some file systems cannot, and then the rename is as durable as they make it."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -130,6 +130,9 @@ class RunFolder(Generic[C]):
             rows = fixed_differences(read_config(path, type(config)), config, free_keys)
             if rows:
                 raise ValueError(f"{path}: belongs to a run of another configuration: {'; '.join(rows[:3])}")
+        for place in (path, self.pictures):
+            checkpoint.remove_leftovers(place)
+        _end_torn_line(path / "events.jsonl")
         _write_text(path / CONFIG, configuration.dump_toml(config))
         _write_text(path / "environment.json", json.dumps(_environment(), indent=2))
         self._log = (path / "log.txt").open("a", encoding="utf-8")
@@ -216,6 +219,13 @@ class RunFolder(Generic[C]):
 
 def _write_text(path: Path, text: str) -> None:
     checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _end_torn_line(path: Path) -> None:
+    """End the last line of a file that a kill has cut short, so that the next one begins anew."""
+    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
 
 
 def _row_step(line: str) -> int:

@@ -72,10 +72,10 @@ class Observer:
                 f"warning: gradients of {num_micro} micro-batches are added up; batch norm sees one micro-batch of "
                 f"{config.batch_size // num_micro // dist.world_size()} images a process at a time"
             )
+        folder.forget_after(run.step)
         if run.step:
             folder.say(f"going on from step {run.step}")
             folder.event(run.step, "resume", f"on {dist.world_size()} processes")
-            folder.forget_after(run.step)
         else:
             folder.event(0, "start", f"on {dist.world_size()} processes")
             draw_real_grid(folder, run)
@@ -182,8 +182,8 @@ class Observer:
 
         def write() -> None:
             start = time.monotonic()
-            folder.save_checkpoint(step, state, **keep)
             folder.save_snapshot(step, lambda path: model_card.write_snapshot(path, shot))
+            folder.save_checkpoint(step, state, **keep)
             seconds = {"pause_s": round(pause, 4), "write_s": round(time.monotonic() - start, 4)}
             folder.event(step, "saved", f"checkpoint-{step:08d}.pt", **seconds)
 
@@ -205,14 +205,14 @@ class Observer:
         self._collect(wait=False)
 
     def finish(self, progress: Progress) -> None:
-        """Judge, save and draw the end of a run."""
+        """Judge, draw and save the end of a run. The checkpoint comes last: with it on the disk the run counts as finished."""
         self.judge()
         if (folder := self.folder) is None:
             return
-        self.save(wait=True)
         grid = self.draw()
         row = self.health_row()
         self._record(row)
+        self.save(wait=True)
         folder.event(self.run.step, "finish", f"after {progress.seconds:.0f} s")
         folder.say(
             f"finished {self.run.step} steps in {progress.seconds:.0f} s; samples in {grid}; their pairwise distance within "

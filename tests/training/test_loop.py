@@ -81,6 +81,67 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(config: TrainConfi
     assert (whole / "samples" / "real.png").is_file() and (whole / "environment.json").is_file()
 
 
+def test_what_a_kill_leaves_behind_is_tidied_up(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train(config, preset="whole", root=tmp_path)
+    run = tmp_path / "killed"
+    train(config, preset="killed", run_dir=run)
+    for path in run.glob("checkpoint-*.pt"):
+        path.unlink()  # as if killed before the first checkpoint, with rows logged
+    torn = [run / ".checkpoint-00000003.pt.abc.partial", run / "samples" / ".00000003.png.abc.partial"]
+    for path in torn:
+        path.write_bytes(b"half a fi")
+    for name in ("stats.jsonl", "events.jsonl"):
+        with (run / name).open("a") as file:
+            file.write('{"step": 7, "d_lo')
+    train(config, preset="killed", run_dir=run)
+    assert not any(path.exists() for path in torn) and not list(run.rglob("*.partial"))
+    assert losses(run) == losses(whole)
+    *_, before, start = (run / "events.jsonl").read_text().split('{"step": 7, "d_lo\n')
+    assert '"event": "finish"' in before and all(json.loads(line) for line in start.splitlines())
+
+
+def test_a_run_killed_in_its_last_save_still_gets_its_end(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    save = GanRunFolder.save_checkpoint
+
+    def killed_at_6(self: GanRunFolder, step: int, *values: object, **more: object) -> None:
+        if step == 6:
+            raise Killed
+        save(self, step, *values, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(GanRunFolder, "save_checkpoint", killed_at_6)
+        train(config, preset="p", root=tmp_path)
+    run = tmp_path / "00000-p"
+    # All that belongs to the end is there before the checkpoint that says so.
+    assert (run / "samples" / "00000006.png").is_file() and (run / "snapshot-00000006.safetensors").is_file()
+    assert not (run / "checkpoint-00000006.pt").is_file()
+    train(config, preset="p", root=tmp_path)
+    assert [row[0] for row in losses(run)] == [1, 2, 3, 4, 5, 6]
+    checkpoint.verify(run / "checkpoint-00000006.pt")
+
+
+@pytest.mark.slow
+def test_a_few_faults_of_each_kind_are_survived() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "faults.py"
+    got = subprocess.run(
+        [sys.executable, script, "--kills", "8", "--others", "1", "--seed", "1"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert got.returncode == 0, got.stdout + got.stderr
+    rows = [row.strip("| ").split(" | ") for row in got.stdout.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) == 13
+    for name, tried, *survived in rows:
+        assert tried.startswith("not tried") or (int(tried) >= 1 and survived == [tried]), name
+
+
 def test_a_finished_run_says_so_and_a_longer_one_goes_on(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
