@@ -16,6 +16,7 @@ LAYERS = {
     "hamgan.checkpoint": 0,
     "hamgan.dist": 0,
     "hamgan.nn": 0,
+    "hamgan.nn.exchange": -1,
     "hamgan.background": 0,
     "hamgan.device": 1,
     "hamgan.progress": 1,

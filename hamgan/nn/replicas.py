@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hamgan.nn.exchange import gather
+
 
 def standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
     """Standardise each channel by the statistics of the batch over all processes, which hold equally many samples.
@@ -34,9 +36,7 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         local = torch.stack(_local_statistics(x))
-        gathered = [torch.empty_like(local) for _ in range(torch_dist.get_world_size())]
-        torch_dist.all_gather(gathered, local)
-        means, variances = torch.stack(gathered, 1)
+        means, variances = torch.stack(gather(local), 1)
         mean = means.mean(0)
         var = variances.mean(0) + (means - mean).square().mean(0)
         ctx.save_for_backward(x, mean, var)
@@ -49,19 +49,15 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
         x, mean, var = ctx.saved_tensors
         scale = torch.rsqrt(var + ctx.eps)
-        # In evaluation mode the kernel's gradients of gain and bias are the two sums needed: of grad * y and of grad.
-        _, sum_y, sum_1 = torch.ops.aten.native_batch_norm_backward(
-            grad, x, torch.ones_like(mean), mean, var, None, None, False, ctx.eps, [False, True, True]
+        # The fused kernel, told the statistics of all processes, subtracts the means of its own gradients only:
+        # dx = scale * (grad - mean_1 - y * mean_y). What these differ by from the means over all processes is put right after.
+        dx, sum_y, sum_1 = torch.ops.aten.native_batch_norm_backward(
+            grad, x, torch.ones_like(mean), None, None, mean, scale, True, ctx.eps, [True, True, True]
         )
         sums = torch.stack([sum_y, sum_1])
-        torch_dist.all_reduce(sums)
-        mean_y, mean_1 = sums / (x.numel() // x.shape[1] * torch_dist.get_world_size())
-        # scale * (grad - mean_1 - y * mean_y), with y written as (x - mean) * scale; float32 by promotion.
-        slope = -scale.square() * mean_y
-        offset = -scale * mean_1 - slope * mean
-        dx = grad * scale[:, None, None]
-        dx = dx.add_(x * slope[:, None, None]).add_(offset[:, None, None])
-        return dx.to(x.dtype), None
+        parts = gather(sums)
+        off_y, off_1 = (sums - torch.stack(parts).mean(0)) * (scale * x.shape[1] / x.numel())
+        return dx.add_(F.batch_norm(x, mean, var, off_y, off_1, training=False, eps=ctx.eps)), None
 
 
 def _local_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
