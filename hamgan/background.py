@@ -41,7 +41,12 @@ class BackgroundWriter:
         if error is not None:
             raise error
 
+    @property
+    def busy(self) -> bool:
+        """Whether a write is in progress."""
+        return self._thread is not None and self._thread.is_alive()
+
     def poll(self) -> None:
         """Raise what a finished write has failed with, without waiting; errors as in `wait`."""
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.busy:
             self.wait()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -158,7 +159,12 @@ class Observer:
         self._attempt("metrics", lambda: folder.record_metrics(run.step, {quick.name: value}))
         if value < run.best:
             run.best = value
-            self._attempt("best snapshot", lambda: model_card.write_snapshot(folder.best_path, self._present(folder)))
+            self._attempt("best snapshot", lambda: self._write_best(folder))
+
+    def _write_best(self, folder: GanRunFolder) -> None:
+        model_card.write_snapshot(
+            folder.best_path, self._present(self._provenance(folder), self.run.G_ema.state_dict())
+        )
 
     def save(self, *, wait: bool = False) -> None:
         """Save a checkpoint and a snapshot: copied into the host's memory now, written to the disk in the background.
@@ -176,12 +182,13 @@ class Observer:
         began = time.monotonic()
         self._collect(wait=True)
         state = checkpoint.to_host(state_of(run))
-        shot = self._present(folder)
+        provenance = self._provenance(folder)
         keep = {"healthy_step": run.sentinel.healthy_step, "keep_healthy": run.config.sentinel.keep_healthy}
         pause = time.monotonic() - began
 
         def write() -> None:
             start = time.monotonic()
+            shot = self._present(provenance, state["G_ema"])
             folder.save_snapshot(step, lambda path: model_card.write_snapshot(path, shot))
             folder.save_checkpoint(step, state, **keep)
             seconds = {"pause_s": round(pause, 4), "write_s": round(time.monotonic() - start, 4)}
@@ -190,6 +197,11 @@ class Observer:
         self._saver.submit(write)
         if wait:
             self._saver.wait()
+
+    @property
+    def saving(self) -> bool:
+        """Whether a save is being written."""
+        return self._saver.busy
 
     def _collect(self, *, wait: bool) -> None:
         """Say what a save in the background has failed with."""
@@ -275,12 +287,15 @@ class Observer:
                 print(f"warning: {what} not written ({_reason(error)}); training goes on", file=sys.stderr, flush=True)
             self._failed.add(what)
 
-    def _present(self, folder: GanRunFolder) -> snapshot.Snapshot:
-        """Return a copy of the averaged generator with where it comes from."""
+    def _provenance(self, folder: GanRunFolder) -> dict[str, Any]:
         run = self.run
-        provenance = {"run": folder.path.name, "step": run.step, "nimg": run.nimg, "data": run.data.fingerprint}
-        generator = copy.deepcopy(run.G_ema).cpu()
-        return snapshot.Snapshot(generator=generator, class_names=run.data.class_names, provenance=provenance)
+        return {"run": folder.path.name, "step": run.step, "nimg": run.nimg, "data": run.data.fingerprint}
+
+    def _present(self, provenance: dict[str, Any], weights: dict[str, Tensor]) -> snapshot.Snapshot:
+        """Return a snapshot of given weights of the averaged generator; may be called while training changes its own."""
+        generator = copy.deepcopy(self.run.G_ema).cpu()
+        generator.load_state_dict(weights)
+        return snapshot.Snapshot(generator=generator, class_names=self.run.data.class_names, provenance=provenance)
 
 
 def _reason(error: OSError) -> str:

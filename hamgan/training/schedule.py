@@ -23,6 +23,10 @@ class Schedule:
         self._steps = {key: parse_duration(key, text).steps(per_step, num_images) for key, text in durations.items()}
         self._total = total_steps
 
+    def steps(self, key: Due) -> int:
+        """Return the duration in steps."""
+        return self._steps[key]
+
     def __call__(self, key: Due, step: int) -> bool:
         """Say whether the duration ends at this step."""
         return step % self._steps[key] == 0 and (step < self._total or key == "stats_every")
