@@ -204,3 +204,33 @@ def test_a_full_disk_loses_nothing_and_training_goes_on(
     with pytest.raises(OSError, match="No space"):  # the last save of a run must not fail quietly
         train(replace(config, duration="9 steps"), preset="p", run_dir=run)
     checkpoint.verify(run / "checkpoint-00000008.pt")
+
+
+@pytest.mark.slow
+def test_a_run_driven_into_collapse_is_rolled_back_and_a_healthy_one_left_alone(tmp_path: Path) -> None:
+    """On the emoji, without spectral norm and with a large learning rate; see docs/training.md for the run at length."""
+    from hamgan.training.config import load_config
+
+    often = {"health_every": "20 steps", "checkpoint_every": "20 steps", "stats_every": "10 steps"}
+    small = {
+        "data.path": tmp_path / "emoji.h5",
+        "duration": "200 steps",
+        "batch_size": 16,
+        "generator.channels": 8,
+        "discriminator.channels": 8,
+        "eval.extractor": "",
+        "sentinel.grace": "40 steps",
+        **{f"log.{key}": value for key, value in often.items()},
+    }
+    driven = {f"{net}.spectral_norm.mode": "none" for net in ("generator", "discriminator")}
+    driven |= {f"{net}_optimizer.lr": 1e-2 for net in ("g", "d")}  # type: ignore[dict-item]
+    preset = Path(__file__).parents[2] / "configs" / "emoji32.toml"
+    kinds = {}
+    for name, values in {"healthy": small, "driven": small | driven}.items():
+        config = load_config(preset, [f"--{key}={value}" for key, value in values.items()])
+        run = train(config, preset=name, run_dir=tmp_path / name)
+        kinds[name] = {str(event["event"]) for event in events(run)}
+    assert kinds["healthy"] == {"start", "saved", "finish"}
+    assert {"warning", "rollback"} <= kinds["driven"]
+    (rollback, *_) = (event for event in events(tmp_path / "driven") if event["event"] == "rollback")
+    assert "learning rates times 0.5" in str(rollback["reason"])
