@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickle
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -139,6 +140,22 @@ def _sha256(file: IO[bytes], length: int) -> bytes:
     return digest.hexdigest().encode()
 
 
+def _refuse_inflation(path: Path) -> None:
+    """Refuse an archive that takes more memory than its size: torch stores its tensors, and reads deflated ones all the same.
+
+    Raises:
+        DamagedFileError: If entries are compressed, or lie over one another.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
+        return  # torch's older format, or damaged
+    size = path.stat().st_size
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+        raise DamagedFileError(f"{path}: refused: its entries are larger than the file")
+
+
 def load_tensors(path: Path) -> dict[str, Any]:
     """Load any torch file of tensors and plain values, onto the CPU, without running code from it.
 
@@ -150,12 +167,27 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    _refuse_inflation(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = re.sub(r"\s+", " ", str(error)).split(". ")[0][:200]
         raise DamagedFileError(f"{path}: refused: not a file of plain tensors ({reason})") from None
-    except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile, AttributeError, TypeError, IndexError):
+    except (
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        zipfile.BadZipFile,
+        AttributeError,
+        TypeError,
+        IndexError,
+        AssertionError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+        struct.error,
+    ):
         raise DamagedFileError(f"{path}: damaged or not a torch file") from None
     if not isinstance(loaded, dict):
         raise DamagedFileError(f"{path}: holds a {type(loaded).__name__}; a dict of tensors is expected")

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import json
 import math
+import reprlib
 import textwrap
 import tomllib
 import types
@@ -19,6 +20,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+MESSAGE = 600
+"""Letters of a complaint that are shown."""
+LARGEST_PRESET, MOST_DOTS = 1 << 20, 200
+"""Bytes of a preset, and dots a line: Python's parser takes memory that grows with the square of a dotted key's length."""
 
 Sources = Mapping[str, str]
 """Where each dotted key was set, for messages: a file's path or an option's name."""
@@ -48,17 +54,21 @@ def _build(cls: type[T], mapping: Mapping[str, Any], prefix: str, source: str, s
         key = prefix + name
         where = sources.get(key, source)
         if name not in known:
-            raise ValueError(f"{where}: unknown key '{key}'{_suggestion(key, [prefix + k for k in known])}")
+            raise ValueError(f"{where}: unknown key '{key[:120]}'{_suggestion(key, [prefix + k for k in known])}")
         if dataclasses.is_dataclass(known[name]):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{where}: '{key}' is {value!r}; it must be a section with keys of its own")
+                raise ValueError(f"{where}: '{key}' is {_shown(value)}; it must be a section with keys of its own")
             values[name] = _build(known[name], value, key + ".", source, sources)
         else:
             values[name] = _convert(value, known[name], key, where)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if field.init and required and field.name not in values:
+            raise ValueError(f"{source}: '{prefix}{field.name}' is missing; it has no default")
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"{_blame(str(error), prefix, source, sources)}: {error}") from None
+        raise ValueError(f"{_blame(str(error), prefix, source, sources)}: {_shortened(str(error))}") from None
 
 
 def _blame(message: str, prefix: str, source: str, sources: Sources) -> str:
@@ -80,9 +90,9 @@ def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
         if value in get_args(kind) and type(value) in {type(choice) for choice in get_args(kind)}:
             return value
         allowed = ", ".join(str(choice) for choice in get_args(kind))
-        near = difflib.get_close_matches(str(value), [str(choice) for choice in get_args(kind)], n=1)
+        near = difflib.get_close_matches(_shown(value).strip("'"), [str(choice) for choice in get_args(kind)], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"{where}: '{key}' is {value!r}; allowed are {allowed}{hint}")
+        raise ValueError(f"{where}: '{key}' is {_shown(value)}; allowed are {allowed}{hint}")
     if origin in (typing.Union, types.UnionType):
         options = [option for option in get_args(kind) if option is not type(None)]
         return None if value is None else _convert(value, options[0], key, where)
@@ -91,16 +101,29 @@ def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
         if not isinstance(value, list | tuple):
             value = [value]
         if items[-1] is not Ellipsis and len(value) != len(items):
-            raise ValueError(f"{where}: '{key}' is {value!r}; it must be a list of {len(items)} values")
+            raise ValueError(f"{where}: '{key}' is {_shown(value)}; it must be a list of {len(items)} values")
         return tuple(_convert(item, items[0], key, where) for item in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError(f"{where}: '{key}' is {value}; it must be finite")
         return float(value)
+    if kind is int and type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{where}: '{key}' is {_shown(value)}; it must fit into 64 bits")
     if type(value) is not kind:
         names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-        raise ValueError(f"{where}: '{key}' is {value!r}; it must be {names[kind]}")
+        raise ValueError(f"{where}: '{key}' is {_shown(value)}; it must be {names[kind]}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message; a stranger's may be long, or hold itself many times over."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlist = 3, 120, 120, 16
+    return short.repr(value)
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= MESSAGE else f"{message[:MESSAGE]} ..."
 
 
 def read_preset(path: str | Path) -> dict[str, Any]:
@@ -127,10 +150,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path}: no such preset" + (f"; did you mean {path.parent / near[0]}?" if near else "")
         )
+    if path.stat().st_size > LARGEST_PRESET:
+        raise ValueError(f"{path}: has {path.stat().st_size:,} bytes; a preset has at most {LARGEST_PRESET:,}")
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+        text = path.read_text("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line has more than {MOST_DOTS} dots")
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # tomllib's, of the encoding, or of a number with too many digits
+        raise ValueError(f"{path}: not valid TOML: {_shortened(str(error))}") from None
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ named `standing_stats/<i>/<name of the buffer>`. A file without them is written 
 """
 
 import json
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,17 +126,17 @@ def read(path: str | Path) -> Snapshot:
             # Cloned: the library maps the file, and a map of a file that is later cut short kills the process.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
+        raise ValueError(f"{path}: damaged or not a safetensors file ({str(error)[:300]})") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: a safetensors file, but not a hamgan snapshot (its metadata has no format {FORMAT})")
     if metadata.get("version") not in {str(version) for version in range(1, VERSION + 1)}:
-        version = metadata.get("version")
+        version = reprlib.repr(metadata.get("version")).strip("'")
         raise ValueError(
             f"{path}: snapshot version {version}; this hamgan reads versions 1 to {VERSION}, a newer may read it"
         )
     try:
         fields = {key: json.loads(metadata[key]) for key in ("generator", "class_names", "provenance")}
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: its metadata are incomplete or damaged ({error})") from None
     kinds = {"generator": dict, "class_names": list, "provenance": dict}
     for key, kind in kinds.items():
@@ -181,7 +182,7 @@ def _standing(
             )
         if tensors:
             raise ValueError(f"'{min(tensors)}' belongs to no level")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: its standing statistics are damaged ({error})") from None
     return tuple(levels)
 
@@ -195,15 +196,19 @@ def _skeleton(config: GeneratorConfig) -> Generator:
     try:
         with torch.device("meta"):
             return Generator(config)
-    except RuntimeError as error:
-        raise ValueError(f"the generator's configuration cannot be built ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, TypeError) as error:  # TypeError: a size beyond 64 bits
+        raise ValueError(
+            f"the generator's configuration cannot be built ({str(error).splitlines()[0][:200]})"
+        ) from None
 
 
 def _check_shapes(path: Path, skeleton: Generator, tensors: dict[str, torch.Tensor]) -> None:
     expected = skeleton.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
-            raise ValueError(f"{path}: tensor '{name}' is {'missing' if name in expected else 'not in the network'}")
+            raise ValueError(
+                f"{path}: tensor '{name[:200]}' is {'missing' if name in expected else 'not in the network'}"
+            )
         if (ours := expected[name]).shape != (theirs := tensors[name]).shape or ours.dtype != theirs.dtype:
             raise ValueError(
                 f"{path}: tensor '{name}' is {theirs.dtype} {tuple(theirs.shape)}; its configuration asks for "

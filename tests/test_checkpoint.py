@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_no_code_runs_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         with pytest.raises(checkpoint.DamagedFileError, match=name):
             checkpoint.load_tensors(tmp_path / name)
     assert "code" not in capsys.readouterr().out
+
+
+def test_an_archive_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "whole.pt", {"x": torch.zeros(1_000_000)})
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pt") as old,
+        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert torch.load(tmp_path / "a.pt")["x"].numel() == 1_000_000  # torch would inflate it
+    with pytest.raises(checkpoint.DamagedFileError, match="its entries are larger than the file"):
+        checkpoint.load_tensors(tmp_path / "a.pt")
 
 
 def test_a_snapshot_carries_its_configuration(tmp_path: Path, tiny_generator_config: GeneratorConfig) -> None:

@@ -113,6 +113,25 @@ def test_bad_options_name_option_value_and_what_is_allowed(options: list[str], m
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[g_optimizer]\nbeta1 = 0.5", r"p\.toml: 'g_optimizer\.lr' is missing"),
+        (f"duration = '{'9' * 400} steps'", "it must be a length"),
+        ("x = " + "[" * 5000, r"p\.toml: not valid TOML: nested too deeply"),
+        ("a." * 5000 + "b = 1", r"p\.toml: not valid TOML: a line has more than 200 dots"),
+        ("#" * (1 << 20) + "\n", r"p\.toml: has 1,048,577 bytes"),
+        (f"seed = {10**40}", "'seed' is 1000.*; it must fit into 64 bits"),
+        (f"device = {['x' * 5000]}", r"'device' is \['x{10,120}\.\.\."),
+    ],
+)
+def test_a_strangers_preset_cannot_do_harm(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(tmp_path / "p.toml")
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_typo_in_a_preset_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     path.write_text("[generator]\nchanels = 3\n")

@@ -12,6 +12,9 @@ from hamgan.config import split_options
 EXIT_BAD_INPUT = 2
 EXIT_LEFT_BEHIND = 1
 """Of a process that leaves because another one has failed."""
+LONGEST_LINE = 1500
+"""Letters of an error; what a stranger's file holds may be longer."""
+TOO_LARGE = ("out of memory", "allocate memory", "size calculation overflowed")
 COMMANDS = (train, report, sample, latent, snapshots, data, evaluation, interop, segmentation)
 """In the order of the help page; each module adds its commands."""
 OVERRIDABLE = {("train",): train.OPTIONS, ("segmentation", "train"): segmentation.OPTIONS}
@@ -45,11 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if _lost_connection(error):
             return _refuse("lost the connection to another process", EXIT_LEFT_BEHIND)
-        if (
-            "out of memory" not in str(error)
-            and "allocate memory" not in str(error)
-            and not isinstance(error, MemoryError)
-        ):
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in TOO_LARGE):
             raise
         return _refuse("out of memory; take a smaller micro_batch, batch_size or channels")
     except Exception as error:
@@ -83,7 +82,8 @@ def _is_left_behind(error: Exception) -> bool:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 
 def _parser() -> argparse.ArgumentParser:

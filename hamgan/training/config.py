@@ -58,6 +58,8 @@ class OptimizerConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
 
 
+LONGEST = 1e15
+"""In any unit; beyond, counts of images are no longer exact."""
 DURATION_UNITS = {"step": "steps", "image": "images", "kimg": "kimg", "epoch": "epochs"}
 
 
@@ -86,8 +88,10 @@ def parse_duration(key: str, text: str) -> Duration:
         ValueError: Naming the key.
     """
     match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*(step|image|kimg|epoch)s?\s*", text)
-    if not match or float(match[1]) <= 0:
-        raise ValueError(f"{key} is '{text}'; it must be a length such as '2000 steps', '500 kimg' or '40 epochs'")
+    if not match or not 0 < float(match[1]) < LONGEST:
+        raise ValueError(
+            f"{key} is '{text[:100]}'; it must be a length such as '2000 steps', '500 kimg' or '40 epochs'"
+        )
     return Duration(amount=float(match[1]), unit=DURATION_UNITS[match[2]])
 
 

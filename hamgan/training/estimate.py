@@ -57,8 +57,11 @@ class Estimate:
 
 def estimate(config: TrainConfig) -> Estimate:
     """Count a configuration's costs."""
-    with torch.device("meta"):
-        G, D = Generator(config.generator), Discriminator(config.discriminator)
+    try:
+        with torch.device("meta"):
+            G, D = Generator(config.generator), Discriminator(config.discriminator)
+    except (RuntimeError, TypeError) as error:  # sizes that no tensor can have
+        raise ValueError(f"the networks cannot be built ({str(error).splitlines()[0][:200]})") from None
     players = (_idle_player(G), _idle_player(D))
     resolution = config.generator.resolution
     meta = torch.device("meta")

@@ -1,10 +1,12 @@
 """What a run carries from step to step: networks, optimisers, counters; how it begins, is saved and is taken up again."""
 
 import copy
+import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hamgan import config as configuration
 from hamgan import dist
@@ -117,21 +119,70 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     """Put a checkpoint's state into a run.
 
     Raises:
-        ValueError: If the checkpoint is of another configuration, of other images or of another version of hamgan.
+        ValueError: If the checkpoint is of another configuration, of other images or of another version of hamgan, or if it is
+            not what `state_of` returns. Its checksum proves that it is what was written, not who wrote it.
     """
     if state.get("version") != STATE_VERSION:
         raise ValueError(
-            f"the checkpoint's state is of version {state.get('version', 1)}; this hamgan goes on from version {STATE_VERSION}"
+            f"the checkpoint's state is of version {reprlib.repr(state.get('version', 1))}; this hamgan goes on from "
+            f"version {STATE_VERSION}"
         )
+    try:
+        _restore(run, state)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"the checkpoint's state is damaged ({type(error).__name__}: {line})") from None
+
+
+def _restore(run: Run, state: dict[str, Any]) -> None:
     saved = configuration.from_mapping(TrainConfig, state["config"], "checkpoint")
     if rows := run_folder.fixed_differences(saved, run.config):
         raise ValueError(f"the checkpoint is of another configuration: {'; '.join(rows[:3])}")
     if state["data"] != run.data.fingerprint:
         raise ValueError(f"{run.data.path}: holds other images than this run began with; give it its file back")
-    run.G.network.load_state_dict(state["G"])
-    run.D.network.load_state_dict(state["D"])
-    run.G_ema.load_state_dict(state["G_ema"])
-    run.G.optimizer.load_state_dict(state["g_optimizer"])
-    run.D.optimizer.load_state_dict(state["d_optimizer"])
-    run.step, run.best = int(state["step"]), float(state["best"])
-    run.sentinel = SentinelState(**state["sentinel"])
+    step, best, sentinel = state["step"], state["best"], SentinelState.from_mapping(state["sentinel"])
+    if type(step) is not int or step < 0 or type(best) is not float:
+        raise ValueError(f"the checkpoint's step is {reprlib.repr(step)} and its best {reprlib.repr(best)}")
+    networks = {"G": run.G.network, "D": run.D.network, "G_ema": run.G_ema}
+    for name, network in networks.items():
+        _check_tensors(name, network.state_dict(), state[name])
+    optimizers = {"g_optimizer": run.G.optimizer, "d_optimizer": run.D.optimizer}
+    moments = {name: _moments(name, optimizer, state[name]["state"]) for name, optimizer in optimizers.items()}
+    for name, network in networks.items():
+        network.load_state_dict(state[name])
+    for name, optimizer in optimizers.items():
+        # The groups' settings are the configuration's, not the file's.
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments[name]})
+    run.step, run.best, run.sentinel = step, best, sentinel
+
+
+def _check_tensors(where: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Check that a mapping holds tensors of the right names, shapes and dtypes, and nothing else."""
+    if ours.keys() != theirs.keys():
+        key = min(map(str, ours.keys() ^ theirs.keys()))
+        raise ValueError(f"the checkpoint's {where} has not the tensors of this network: {reprlib.repr(key)}")
+    for name, tensor in ours.items():
+        other = theirs[name]
+        kinds = [(t.shape, t.dtype, t.layout, t.is_meta) for t in (tensor, other)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"the checkpoint's {where}.{name} is {other.dtype} {tuple(other.shape)}; this network needs "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+            )
+
+
+def _moments(where: str, optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> dict[int, Any]:
+    """Check Adam's state and copy it into tensors laid out like the weights: its fused step trusts sizes blindly."""
+    if not saved:  # a run that was put back to its beginning
+        return {}
+    weights = optimizer.param_groups[0]["params"]
+    if list(saved) != list(range(len(weights))):
+        raise ValueError(
+            f"the checkpoint's {where} is not of this network: it has {len(saved)} of {len(weights)} entries"
+        )
+    state = {}
+    for index, weight in enumerate(weights):
+        ours = {"step": torch.zeros(()), "exp_avg": weight.detach(), "exp_avg_sq": weight.detach()}
+        _check_tensors(f"{where}[{index}]", ours, saved[index])
+        state[index] = {key: torch.empty_like(tensor).copy_(saved[index][key]) for key, tensor in ours.items()}
+    return state

@@ -45,6 +45,22 @@ class SentinelState:
     history: dict[str, list[float]] = field(default_factory=dict)
     """Values of the last healthy checks."""
 
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "SentinelState":
+        """Read what `to_mapping` returned.
+
+        Raises:
+            TypeError: If a value is missing, unknown or of another type.
+        """
+        state = cls(**mapping)
+        for name, value in cls().to_mapping().items():
+            if name not in mapping or type(getattr(state, name)) is not type(value):
+                raise TypeError(f"sentinel.{name}")
+        for key, values in state.history.items():
+            if type(values) is not list or not all(type(value) is float for value in values):
+                raise TypeError(f"sentinel.history.{key}"[:80])
+        return state
+
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)

@@ -81,6 +81,37 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(config: TrainConfi
     assert (whole / "samples" / "real.png").is_file() and (whole / "environment.json").is_file()
 
 
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_touched(
+    config: TrainConfig, data_file: Path
+) -> None:
+    from hamgan.data.hdf5 import TrainingFile
+    from hamgan.training.run import build_run, restore, state_of
+
+    run = build_run(config, torch.device("cpu"), TrainingFile(data_file))
+    for player in (run.G, run.D):
+        for weight in player.network.parameters():
+            weight.grad = torch.ones_like(weight)
+        player.optimizer.step()
+    state = checkpoint.to_host(state_of(run))
+    moments = state["g_optimizer"]["state"]
+    short = {**moments, 0: {**moments[0], "exp_avg": torch.zeros(1)}}  # the fused step would read beyond its end
+    name, weight = next(iter(state["D"].items()))
+    for key, (value, message) in {
+        "g_optimizer": ({"state": short, "param_groups": []}, r"g_optimizer\[0\]\.exp_avg is torch\.float32 \(1,\)"),
+        "d_optimizer": ({"state": {0: {}}, "param_groups": []}, r"d_optimizer is not of this network: it has 1 of"),
+        "D": ({**state["D"], name: weight[None]}, r"the checkpoint's D\..* this network needs"),
+        "G_ema": ({}, r"the checkpoint's G_ema has not the tensors"),
+        "step": ("3", r"the checkpoint's step is '3'"),
+        "sentinel": ({"healthy_step": "x"}, r"damaged \(TypeError: sentinel\.healthy_step"),
+        "config": (None, r"the checkpoint's state is damaged"),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            restore(run, {**state, key: value})
+        assert_same(state, state_of(run))
+    restore(run, state)
+    assert_same(state, state_of(run))
+
+
 def test_what_a_kill_leaves_behind_is_tidied_up(config: TrainConfig, tmp_path: Path) -> None:
     whole = train(config, preset="whole", root=tmp_path)
     run = tmp_path / "killed"
