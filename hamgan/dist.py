@@ -4,7 +4,9 @@ Every call is safe without an initialised process group: a lone process is rank 
 """
 
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TextIO, TypeVar
@@ -59,6 +61,12 @@ def _meet() -> tuple[torch_dist.Store, int, int]:
     """Return (store, rank, world size) once every process is here."""
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     this, size = os.environ["RANK"], os.environ.get("WORLD_SIZE", "?")
+    alone = (
+        f"{address}: rank {this} of {size} waited {MEETING_TIMEOUT.seconds} s for the other processes; "
+        "start as many as WORLD_SIZE says"
+    )
+    if this != "0" and not _answers(time.monotonic() + MEETING_TIMEOUT.seconds):
+        raise OSError(alone) if this == "1" else LeftBehindError
     try:
         store, this_rank, num = next(torch_dist.rendezvous("env://", timeout=MEETING_TIMEOUT))
     except ValueError as error:
@@ -68,10 +76,7 @@ def _meet() -> tuple[torch_dist.Store, int, int]:
             raise OSError(f"{address}: the port is in use; set MASTER_PORT, or give torchrun --standalone") from None
         if this not in ("0", "1"):
             raise LeftBehindError from None
-        raise OSError(
-            f"{address}: rank {this} of {size} waited {MEETING_TIMEOUT.seconds} s for the other processes; "
-            "start as many as WORLD_SIZE says"
-        ) from None
+        raise OSError(alone) from None
     # torchrun keeps one store over all its attempts: without a name of its own a restarted group would find the addresses of
     # the processes that are gone, and wait for them.
     attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-of-{num}"
@@ -88,6 +93,20 @@ def _meet() -> tuple[torch_dist.Store, int, int]:
             f"{address}: of {num} processes, rank {', '.join(missing)} did not come within {MEETING_TIMEOUT.seconds} s"
         ) from None
     return store, this_rank, num
+
+
+def _answers(until: float) -> bool:
+    """Wait until something listens at the address of rank 0; torch's own attempts print a stack each and take twice as long."""
+    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not host or not port.isdecimal():
+        return True  # torch says what is missing
+    while (left := until - time.monotonic()) > 0:
+        try:
+            socket.create_connection((host, int(port)), timeout=left).close()
+            return True
+        except (OSError, OverflowError):
+            time.sleep(0.2)
+    return False
 
 
 def speaks_for_all() -> bool:
