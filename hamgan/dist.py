@@ -15,7 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from hamgan.nn.exchange import gather
+from hamgan.nn.exchange import close_board, gather, open_board
 
 T = TypeVar("T")
 
@@ -55,6 +55,8 @@ def init(device: torch.device) -> None:
     if backend == "nccl":
         group = torch_dist.new_group(backend="gloo")
         _control = group if isinstance(group, torch_dist.ProcessGroup) else None
+    else:
+        open_board()
 
 
 def _meet() -> tuple[torch_dist.Store, int, int]:
@@ -131,6 +133,7 @@ def shutdown() -> None:
     """Leave the process group, if there is one."""
     global _store, _control
     _store = _control = None
+    close_board()
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 

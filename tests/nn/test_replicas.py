@@ -1,5 +1,6 @@
 """Batch norm over two processes is batch norm of the whole batch: values, gradients and running statistics."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as torch_dist
 
+from hamgan.nn import exchange
 from hamgan.nn.norm import BatchStatistics
 
 NUM_PROCESSES = 2
@@ -33,19 +35,23 @@ def pass_through(x: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tenso
     return {"y": y.detach(), "grad": x.grad, "mean": layer.running_mean, "var": layer.running_var}
 
 
-def one_process(folder: str, rank: int, dtype: torch.dtype) -> None:
+def one_process(folder: str, rank: int, dtype: torch.dtype, *, board: bool) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     torch_dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=NUM_PROCESSES)
+    if board:
+        exchange.open_board()
+        assert (exchange._board is not None) == (platform.machine() in exchange.ORDERED)
     x, weight = (part.chunk(NUM_PROCESSES)[rank] for part in batch(dtype))
     torch.save(pass_through(x, weight), Path(folder) / f"{rank}.pt")
     torch_dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("board", [True, False])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])  # 1e3 is rounded to 6e-5
-def test_two_processes_equal_one(dtype: torch.dtype, atol: float, tmp_path: Path) -> None:
+def test_two_processes_equal_one(dtype: torch.dtype, atol: float, board: bool, tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(tmp_path), str(dtype).removeprefix("torch.")]
-    processes = [subprocess.Popen([*command, str(rank)]) for rank in range(NUM_PROCESSES)]
+    processes = [subprocess.Popen([*command, str(rank), str(int(board))]) for rank in range(NUM_PROCESSES)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(NUM_PROCESSES)]
     x, weight = batch(dtype)
@@ -61,4 +67,4 @@ def test_two_processes_equal_one(dtype: torch.dtype, atol: float, tmp_path: Path
 
 
 if __name__ == "__main__":
-    one_process(sys.argv[1], int(sys.argv[3]), getattr(torch, sys.argv[2]))
+    one_process(sys.argv[1], int(sys.argv[3]), getattr(torch, sys.argv[2]), board=sys.argv[4] == "1")
