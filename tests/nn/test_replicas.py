@@ -66,5 +66,16 @@ def test_two_processes_equal_one(dtype: torch.dtype, atol: float, board: bool, t
         assert ((got.double() - expected[key].double()).abs() / scale).max() < atol, key
 
 
+def test_local_statistics_ask_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch_dist, "get_world_size", lambda *_: 2)
+    layer = BatchStatistics(5, eps=1e-5, momentum=0.1, cross_replica=False)
+    x, _ = batch(torch.float32)
+    expected = torch.nn.functional.batch_norm(x, None, None, training=True, eps=1e-5)
+    assert torch.equal(layer(x), expected) and not layer.spans_replicas()
+    layer.cross_replica = True
+    assert layer.spans_replicas() and not layer.eval().spans_replicas()
+
+
 if __name__ == "__main__":
     one_process(sys.argv[1], int(sys.argv[3]), getattr(torch, sys.argv[2]), board=sys.argv[4] == "1")
