@@ -35,8 +35,8 @@ def seconds(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) 
 
 def fused_up(x: Tensor, weight: Tensor) -> Tensor:
     """The single transposed convolution, whatever the size."""
-    kernel = resample._sum_neighbouring_taps(weight).flip(2, 3).transpose(0, 1)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+    kernel = resample._sum_neighbouring_taps(weight, flipped=True).transpose(0, 1)
+    return resample.conv2d(x, kernel, None, stride=2, padding=1, transposed=True)
 
 
 def plain_up(x: Tensor, weight: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def plain_up(x: Tensor, weight: Tensor) -> Tensor:
 
 def fused_down(x: Tensor, weight: Tensor) -> Tensor:
     """The single convolution of stride 2, whatever the size."""
-    return F.conv2d(x, resample._sum_neighbouring_taps(weight) / 4, stride=2, padding=1)
+    return resample.conv2d(x, resample._sum_neighbouring_taps(weight, scale=0.25), None, stride=2, padding=1)
 
 
 def plain_down(x: Tensor, weight: Tensor) -> Tensor:

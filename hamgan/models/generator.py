@@ -156,4 +156,4 @@ class Generator(nn.Module):
             h = block(h, condition)
             if not isinstance(context, nn.Identity):
                 h = context(h, condition, bases)
-        return torch.tanh(self.output_conv(F.relu(self.output_norm(h))))
+        return torch.tanh(self.output_conv(F.relu(self.output_norm(h), inplace=True)))

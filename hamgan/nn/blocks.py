@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hamgan.nn.attention import SelfAttention
 from hamgan.nn.hamburger import Hamburger, HamburgerConfig
 from hamgan.nn.norm import ConditionalNormFactory
+from hamgan.nn.precision import compute_dtype
 from hamgan.nn.resample import downsample
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
 
@@ -39,9 +40,9 @@ class GBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Double the resolution: (B, in_channels, H, W) under the condition c -> (B, out_channels, 2H, 2W)."""
-        h = self.conv1.upsampled(F.relu(self.norm1(x, c)))
-        h = self.conv2(F.relu(self.norm2(h, c)))
-        return h + self.shortcut.upsampled(x)
+        h = self.conv1.upsampled(F.relu(self.norm1(x, c), inplace=True))
+        h = self.conv2(F.relu(self.norm2(h, c), inplace=True))
+        return h.add_(self.shortcut.upsampled(x))
 
 
 class DBlock(nn.Module):
@@ -79,11 +80,12 @@ class DBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W'), H' = H / 2 where downsampling."""
-        h = F.relu(self.conv1(F.relu(x) if self.preactivation else x))
+        x = x.to(compute_dtype(x))
+        h = F.relu(self.conv1(F.relu(x) if self.preactivation else x), inplace=True)
         h = self.conv2.downsampled(h) if self.downsampling else self.conv2(h)
         # Pooling first is exact: a pointwise map and an average commute, in either block order of the public codes.
         shortcut = downsample(x) if self.downsampling else x
-        return h + (shortcut if self.shortcut is None else self.shortcut(shortcut))
+        return h.add_(shortcut if self.shortcut is None else self.shortcut(shortcut))
 
 
 def build_context(

@@ -1,9 +1,10 @@
-"""Islands of float32 inside a network that runs in a lower precision."""
+"""Which precision a layer computes in, and islands of float32 inside a network that runs in a lower one."""
 
 import contextlib
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 
 def float32_island(device: torch.device) -> AbstractContextManager[object]:
@@ -11,3 +12,9 @@ def float32_island(device: torch.device) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype that autocast has convolutions and products on the tensor's device compute in; without it, its own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype

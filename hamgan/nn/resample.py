@@ -8,10 +8,68 @@ The rule for when not to: measured on CPUs with AVX-512 (`benchmarks/resample.py
 the low resolution gain nothing or lose, because the 4x4 kernels are larger to reorder than the maps are to convolve.
 """
 
+from typing import Any, cast
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hamgan.nn.precision import compute_dtype
+
 SMALL_MAP = 4
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0, transposed: bool = False
+) -> Tensor:
+    """Convolve as torch does, but take the bias's gradient as a sum of its own.
+
+    oneDNN joins it to the weight's gradient; for transposed convolutions in bfloat16 this makes the backward pass up to four
+    times slower than the two apart (`benchmarks/resample.py`).
+
+    Args:
+        x: Features, (B, c_in, H, W); cast to autocast's dtype where autocast is on.
+        weight: Kernel, (c_out, c_in, k, k), transposed: (c_in, c_out, k, k); cast likewise.
+        bias: (c_out,) or None.
+        stride: In pixels.
+        padding: In pixels, on all sides.
+        transposed: Whether this is a transposed convolution.
+    """
+    dtype = compute_dtype(x)
+    x, weight = x.to(dtype), weight.to(dtype)
+    if torch.compiler.is_compiling():
+        return _convolution(x, weight, bias, stride, padding, transposed)
+    return cast(Tensor, _Conv2d.apply(x, weight, bias, stride, padding, transposed))
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool) -> Tensor:
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.convolution(x, weight, bias, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+
+
+class _Conv2d(torch.autograd.Function):
+    """Differentiable any number of times: its backward pass is made of differentiable operations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
+        return _convolution(x, weight, bias, stride, padding, transposed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = None
+        if needs_x or needs_weight:
+            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, *ctx.geometry, [needs_x, needs_weight, False]
+            )
+        grad_bias = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)) if needs_bias else None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,11 +84,11 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (B, c_out, 2H, 2W).
     """
     if weight.shape[-1] == 1:  # a pointwise map commutes with upsampling: four times fewer products
-        return upsample(F.conv2d(x, weight, bias))
+        return upsample(conv2d(x, weight, bias))
     if min(x.shape[2:]) <= SMALL_MAP:
-        return F.conv2d(upsample(x), weight, bias, padding=1)
-    kernel = _sum_neighbouring_taps(weight).flip(2, 3).transpose(0, 1)
-    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
+        return conv2d(upsample(x), weight, bias, padding=1)
+    kernel = _sum_neighbouring_taps(weight, flipped=True).transpose(0, 1)
+    return conv2d(x, kernel, bias, stride=2, padding=1, transposed=True)
 
 
 def conv2d_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,10 +103,10 @@ def conv2d_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (B, c_out, H/2, W/2).
     """
     if weight.shape[-1] == 1:  # a pointwise map commutes with averaging
-        return F.conv2d(downsample(x), weight, bias)
+        return conv2d(downsample(x), weight, bias)
     if min(x.shape[2:]) <= 2 * SMALL_MAP:
-        return downsample(F.conv2d(x, weight, bias, padding=1))
-    return F.conv2d(x, _sum_neighbouring_taps(weight) / 4, bias, stride=2, padding=1)
+        return downsample(conv2d(x, weight, bias, padding=1))
+    return conv2d(x, _sum_neighbouring_taps(weight, scale=0.25), bias, stride=2, padding=1)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -61,7 +119,28 @@ def downsample(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
 
-def _sum_neighbouring_taps(weight: Tensor) -> Tensor:
-    """Sum the kernel shifted by 0 and 1 along both sides: (c_out, c_in, 3, 3) -> (c_out, c_in, 4, 4)."""
+def _sum_neighbouring_taps(weight: Tensor, *, flipped: bool = False, scale: float = 1.0) -> Tensor:
+    """Sum the kernel shifted by 0 and 1 along both sides: (c_out, c_in, 3, 3) -> (c_out, c_in, 4, 4), times `scale`.
+
+    `flipped` turns the result by 180 degrees. On a CPU this is one product with a matrix of zeros and ones, over the taps as
+    they lie in memory, six times as fast as four padded copies; elsewhere, and compiled, the copies fuse.
+    """
+    if weight.device.type != "cpu" or torch.compiler.is_compiling():
+        weight = weight * scale
+        return _sum_shifted(weight.flip(2, 3) if flipped else weight)
+    taps = (FLIPPED_TAPS if flipped else TAPS).to(weight.dtype) * scale
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        summed = torch.matmul(taps, weight.permute(0, 2, 3, 1).flatten(1, 2))
+        return summed.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    return torch.matmul(weight.flatten(2), taps.t()).unflatten(2, (4, 4))
+
+
+def _sum_shifted(weight: Tensor) -> Tensor:
     columns = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
     return F.pad(columns, (0, 0, 0, 1)) + F.pad(columns, (0, 0, 1, 0))
+
+
+TAPS = _sum_shifted(torch.eye(9).view(9, 3, 3)).flatten(1).t().contiguous()
+"""(16, 9): entry (i, j) is 1 where tap j of the 3x3 kernel goes into tap i of the 4x4 one."""
+FLIPPED_TAPS = TAPS.flip(0)
+"""The same for the 4x4 kernel turned by 180 degrees."""

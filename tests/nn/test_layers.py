@@ -1,5 +1,7 @@
 """Spectral norm, norms, resampling, context blocks."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from hamgan.nn.attention import SelfAttention, attend, attend_plainly
 from hamgan.nn.blocks import DBlock, GBlock
 from hamgan.nn.hamburger import Hamburger, HamburgerConfig
 from hamgan.nn.norm import BatchNorm, ConditionalBatchNorm
-from hamgan.nn.resample import conv2d_downsample, upsample_conv2d
+from hamgan.nn.resample import conv2d, conv2d_downsample, upsample_conv2d
 from hamgan.nn.second_order import differentiable_once
 from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNormConfig, spectral_sigmas
 
@@ -59,6 +61,59 @@ def test_u_advances_in_training_only_and_the_gradient_goes_through_sigma() -> No
     # W / sigma does not change when W is scaled, so the gradient is orthogonal to W.
     layer.spectral_norm(layer.weight).square().mul(torch.rand(4, 6)).sum().backward()
     assert abs(float((layer.weight.grad * layer.weight).sum())) < 1e-4
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+@pytest.mark.parametrize("mode", ["equality", "inequality"])
+@pytest.mark.parametrize("scale", [0.05, 5.0])
+def test_the_weight_does_not_depend_on_its_layout_and_has_the_plain_gradients(
+    mode: str, side: str, scale: float
+) -> None:
+    """Weight, u, gradient and the gradient of a gradient equal those of W / sigma written plainly, in either memory format."""
+    config = SpectralNormConfig(mode=mode, side=side)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    plain = SNConv2d(6, 5, 3, spectral_norm=config).double()
+    with torch.no_grad():
+        plain.weight.mul_(scale)
+    direction, other = torch.randn(2, 5, 6, 3, 3, dtype=torch.float64)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+
+    matrix, u = plain.weight.flatten(1), plain.spectral_norm.u
+    matrix = matrix if side == "output" else matrix.t()
+    with torch.no_grad():
+        v = F.normalize(matrix.t() @ u, dim=0, eps=config.eps)
+        u = F.normalize(matrix @ v, dim=0, eps=config.eps)
+    sigma = u @ matrix @ v
+    expected = plain.weight / (sigma.clamp_min(1.0) if mode == "inequality" else sigma)
+
+    def derivatives(out: Tensor, weight: Tensor) -> list[Tensor]:
+        (fast,) = torch.autograd.grad((out * direction).sum(), weight, retain_graph=True)
+        (first,) = torch.autograd.grad((out.square() * direction).sum(), weight, create_graph=True)
+        (second,) = torch.autograd.grad((first * other).sum(), weight)
+        return [out, fast, first, second]
+
+    wanted = derivatives(expected, plain.weight)
+    for layer in (plain, last):
+        found = derivatives(layer.spectral_norm(layer.weight), layer.weight)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(layer.spectral_norm.u, u, rtol=1e-9)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_give_the_bias_its_gradient(transposed: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 6, 8, 8), torch.randn(6, 6, 4, 4), torch.randn(6)
+    results = []
+    for run in (
+        lambda *args: conv2d(*args, stride=2, padding=1, transposed=transposed),
+        lambda *args: (F.conv_transpose2d if transposed else F.conv2d)(*args, stride=2, padding=1),
+    ):
+        leaves = [tensor.clone().requires_grad_(True) for tensor in (x, weight, bias)]
+        out = run(*leaves)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours, theirs) < 1e-5
 
 
 def upsample_plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
