@@ -24,8 +24,8 @@ def conv2d(
 ) -> Tensor:
     """Convolve as torch does, but take the bias's gradient as a sum of its own.
 
-    oneDNN joins it to the weight's gradient; for transposed convolutions in bfloat16 this makes the backward pass up to four
-    times slower than the two apart (`benchmarks/resample.py`).
+    oneDNN joins it to the weight's gradient, which is slower than the two apart, most of all for transposed convolutions in
+    bfloat16.
 
     Args:
         x: Features, (B, c_in, H, W); cast to autocast's dtype where autocast is on.
@@ -55,6 +55,7 @@ class _Conv2d(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
         return _convolution(x, weight, bias, stride, padding, transposed)
 
@@ -68,7 +69,8 @@ class _Conv2d(torch.autograd.Function):
             grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, *ctx.geometry, [needs_x, needs_weight, False]
             )
-        grad_bias = grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)) if needs_bias else None
+        # Summed in float32 and rounded once; asked for a float32 result, sum would first copy the whole map.
+        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
@@ -123,7 +125,7 @@ def _sum_neighbouring_taps(weight: Tensor, *, flipped: bool = False, scale: floa
     """Sum the kernel shifted by 0 and 1 along both sides: (c_out, c_in, 3, 3) -> (c_out, c_in, 4, 4), times `scale`.
 
     `flipped` turns the result by 180 degrees. On a CPU this is one product with a matrix of zeros and ones, over the taps as
-    they lie in memory, six times as fast as four padded copies; elsewhere, and compiled, the copies fuse.
+    they lie in memory; elsewhere, and compiled, sums of padded copies.
     """
     if weight.device.type != "cpu" or torch.compiler.is_compiling():
         weight = weight * scale

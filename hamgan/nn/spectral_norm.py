@@ -119,7 +119,7 @@ def divide_by_sigma(weight: Tensor, u: Tensor, v: Tensor, smallest: float) -> Te
 
 
 class _DivideBySigma(torch.autograd.Function):
-    """`divide_by_sigma` in one pass over the weight, and its gradient in three, instead of four and seven.
+    """`divide_by_sigma` and its gradient with fewer passes over the weight than differentiating each operation takes.
 
     With s = max(sigma, smallest): d/dW (W / s) applied to G is G / s - [sigma >= smallest] <G, W> / s^2 u v'.
     """
