@@ -10,12 +10,13 @@ Source: Geng et al. 2021, "Is Attention Better Than Matrix Decomposition?", sect
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.distributed as torch_dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from hamgan.nn.counter_random import uniform
 from hamgan.nn.precision import float32_island
@@ -122,18 +123,26 @@ class MatrixDecomposition(nn.Module, ABC):
         dtype = x.dtype
         with float32_island(x.device):
             x = x if dtype == torch.float64 else x.float()
-            bases, coef = self.decompose(x, bases)
-            return torch.bmm(bases, coef.transpose(1, 2)).to(dtype)
+            return self._reconstruct(x, *self._find(x, bases)).to(dtype)
 
     def decompose(self, x: Tensor, bases: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (bases (B, D, R), coef (B, N, R)) of float32 columns x (B, D, N); arguments as in `forward`."""
+        found, coef = self._find(x, bases)
+        return found, self.last_coef(x, found, coef)
+
+    def _find(self, x: Tensor, bases: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what the K steps find: the bases, and the codes before their last update."""
         own = bases is None or bases.dim() == 1
         initial = self._initial_bases(x, bases) if bases is None or bases.dim() == 1 else self._checked_bases(x, bases)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "unrolled"):
             found, coef = self._iterate(x, initial)
         if own and self.training and self.bases_mode == "online":
             self._update_online(found)
-        return found, self.last_coef(x, found, coef)
+        return found, coef
+
+    def _reconstruct(self, x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
+        """Update the codes once more and multiply: (B, D, N), in x's layout."""
+        return _product(bases, self.last_coef(x, bases, coef), x)
 
     def _iterate(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
         coef = (self.inv_t * torch.bmm(x.transpose(1, 2), bases)).softmax(-1)
@@ -199,6 +208,9 @@ class NMF(MatrixDecomposition):
     """Non-negative matrix factorisation by multiplicative updates.
 
     x must be non-negative; bases start from U[0, 1). Source: Lee & Seung 2001; Geng et al. 2021, algorithm 2.
+
+    With the one-step gradient nothing is held for the backward pass but the bases and one number a code, and the K steps take
+    x^T bases once for each dictionary: the softmax that starts the codes and their first update share theirs.
     """
 
     published_inv_t = 1.0
@@ -221,6 +233,28 @@ class NMF(MatrixDecomposition):
         """Take one multiplicative update of the codes."""
         gram = torch.bmm(bases.transpose(1, 2), bases)
         return coef * torch.bmm(x.transpose(1, 2), bases) / (torch.bmm(coef, gram) + EPS)
+
+    def _iterate(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            return super()._iterate(x, bases)
+        # The same steps without a temporary larger than the codes.
+        pixels = x.transpose(1, 2)
+        products = torch.bmm(pixels, bases)
+        coef = (self.inv_t * products).softmax(-1)
+        for step in range(self.train_steps if self.training else self.eval_steps):
+            if step:
+                products = torch.bmm(pixels, bases)
+            scale = torch.bmm(coef, torch.bmm(bases.transpose(1, 2), bases)).add_(EPS)
+            coef.mul_(products).div_(scale)
+            scale = torch.bmm(bases, torch.bmm(coef.transpose(1, 2), coef)).add_(EPS)
+            bases = torch.bmm(x, coef).mul_(bases).div_(scale)
+        return bases, coef
+
+    def _reconstruct(self, x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
+        if self.gradient == "unrolled":
+            return super()._reconstruct(x, bases, coef)
+        gram = torch.bmm(bases.transpose(1, 2), bases)
+        return _rescaled_projection(x, bases, coef / torch.bmm(coef, gram).add_(EPS))
 
 
 class VQ(MatrixDecomposition):
@@ -282,6 +316,34 @@ class CD(MatrixDecomposition):
         gram = torch.bmm(bases.transpose(1, 2), bases)
         ridge = self.beta * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
         return torch.linalg.solve(gram + ridge, torch.bmm(bases.transpose(1, 2), x)).transpose(1, 2)
+
+
+class _RescaledProjection(torch.autograd.Function):
+    """bases (scale * (x^T bases))^T: NMF's last update and product, with all but x held constant.
+
+    Linear in x and its own adjoint, so that the backward pass is the same map of the gradient, to any order, and x itself is
+    not kept.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, bases: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(bases, scale)
+        return _product(bases, torch.bmm(x.transpose(1, 2), bases).mul_(scale), x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _rescaled_projection(gradient, *ctx.saved_tensors), None, None
+
+
+def _rescaled_projection(x: Tensor, bases: Tensor, scale: Tensor) -> Tensor:
+    return cast(Tensor, _RescaledProjection.apply(x, bases, scale))
+
+
+def _product(bases: Tensor, coef: Tensor, like: Tensor) -> Tensor:
+    """Return bases @ coef^T, (B, D, N), contiguous along D where `like` is (a channels_last map's columns), else along N."""
+    if like.stride(1) == 1:
+        return torch.bmm(coef, bases.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(bases, coef.transpose(1, 2))
 
 
 def _unit_sum_over_pixels(coef: Tensor) -> Tensor:

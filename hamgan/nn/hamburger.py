@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hamgan.nn.decomposition import CD, NMF, VQ, BasesMode, Gradient, MatrixDecomposition
+from hamgan.nn.gate import gated_sum
 from hamgan.nn.norm import ConditionalNormFactory
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
 
@@ -152,7 +153,7 @@ class Hamburger(nn.Module):
             (B, C, H, W).
         """
         shortcut = x if self.shortcut_gate is None else self.shortcut_gate * x
-        return shortcut + self.gate * self.burger(x, c, bases)
+        return gated_sum(shortcut, self.gate, self.burger(x, c, bases))
 
     def burger(self, x: Tensor, c: Tensor | None, bases: Tensor | None = None) -> Tensor:
         """Return the context (B, C, H, W) before gate and shortcut; arguments as in `forward`."""
