@@ -6,7 +6,8 @@ code writes it, all NCHW and in float32. Ours are channels_last, in float32 and 
 within one process, so that what else the machine does hits all alike; medians.
 
 Peak memory: each side in a process of its own, what a forward and a backward pass add at the most to what was held before
-(Linux's VmHWM), with the output and the gradients.
+(Linux's VmHWM), with the output and the gradients. malloc is told to give every large block back at once, so that the figure
+counts what is alive, not what the heap keeps.
 
 Multiply-adds: of one image's forward pass, by torch's counter; attention's are those of the plain products.
 
@@ -123,7 +124,7 @@ def _status(key: str) -> float:
 def memory_of(name: str, side: int) -> float:
     """Return `print_memory`'s figure from a process of its own."""
     command = [sys.executable, __file__, "--memory-of", name, "--maps", str(side)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "MALLOC_MMAP_THRESHOLD_": str(2**16)}
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     return float(re.findall(r"^memory ([\d.-]+)$", out, re.MULTILINE)[0])
 

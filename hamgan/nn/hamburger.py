@@ -169,7 +169,7 @@ class Hamburger(nn.Module):
     def columns_of(self, x: Tensor) -> Tensor:
         """Return the map that is decomposed: the lower bread's output, (B, latent, H, W), non-negative for NMF."""
         h = self.lower_bread(x)
-        return F.relu(h) if self.non_negative else h
+        return F.relu_(h) if self.non_negative else h
 
     def reconstruct(self, h: Tensor, bases: Tensor | None = None) -> Tensor:
         """Pass a map (B, latent, H, W) through the ham or hams; same shape."""
