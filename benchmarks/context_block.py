@@ -134,7 +134,9 @@ def print_map(side: int, *, repeats: int, memory: bool) -> None:
     channels, rank, batch = MAPS[side]
     seconds = take_turns({name: passes(name, side) for name in BLOCKS}, repeats)
     print(f"\n### {side}x{side}, {channels} channels, rank {rank}, batch {batch}\n")
-    print("| block | ms | of plain attention | of the paper's | added memory, MB | of plain attention | GMAC an image |")
+    print(
+        "| block | ms | of plain attention | of the paper's | added memory, MB | of plain attention | GMAC an image |"
+    )
     print("|---|---|---|---|---|---|---|")
     first, paper = seconds["attention, plain products"], seconds["Hamburger, as the paper's code"]
     most = memory_of("attention, plain products", side) if memory else 0.0
