@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from hamgan.checkpoint import write_atomically
 from hamgan.sampling.draw import DrawsImages, draw_chunks
-from hamgan.sampling.grid import as_picture
+from hamgan.sampling.png import END, encode_pngs
 
 PLAN = "samples.json"
-PNG_END = b"IEND\xaeB`\x82"
 MAX_WAITING = 4
 """Chunks that may wait to be written before drawing waits for them."""
 COPY = 1 << 22  # bytes copied at once
@@ -153,19 +152,20 @@ def write_folder(G: DrawsImages, samples: SampleList, out: Path, *, progress: bo
 
 def _whole(path: Path, sizes: dict[str, int]) -> bool:
     """Say whether a PNG is there with its end: a power cut, unlike a kill, can leave one without."""
-    if sizes.get(path.name, 0) < len(PNG_END):
+    if sizes.get(path.name, 0) < len(END):
         return False
     with path.open("rb") as file:
-        file.seek(-len(PNG_END), os.SEEK_END)
-        return file.read() == PNG_END
+        file.seek(-len(END), os.SEEK_END)
+        return file.read() == END
 
 
 def _write_pngs(out: Path, names: list[str], images: Tensor) -> None:
     # Renamed into place, but not flushed to the disk one by one, which would take longer than drawing.
-    for name, image in zip(names, images, strict=True):
-        temporary = out / f".{name}.partial"
-        as_picture(image).save(temporary, format="PNG")
-        os.replace(temporary, out / name)
+    for name, content in zip(names, encode_pngs(images), strict=True):
+        temporary = f"{out}/.{name}.partial"
+        with open(temporary, "wb", buffering=0) as file:
+            file.write(content)
+        os.replace(temporary, f"{out}/{name}")
 
 
 def write_npz(G: DrawsImages, samples: SampleList, out: Path, *, progress: bool = True) -> int:
