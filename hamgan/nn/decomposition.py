@@ -232,7 +232,7 @@ class NMF(MatrixDecomposition):
     def last_coef(self, x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
         """Take one multiplicative update of the codes."""
         gram = torch.bmm(bases.transpose(1, 2), bases)
-        return coef * torch.bmm(x.transpose(1, 2), bases) / (torch.bmm(coef, gram) + EPS)
+        return coef / (torch.bmm(coef, gram) + EPS) * torch.bmm(x.transpose(1, 2), bases)
 
     def _iterate(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
@@ -245,7 +245,7 @@ class NMF(MatrixDecomposition):
             if step:
                 products = torch.bmm(pixels, bases)
             scale = torch.bmm(coef, torch.bmm(bases.transpose(1, 2), bases)).add_(EPS)
-            coef.mul_(products).div_(scale)
+            coef.div_(scale).mul_(products)
             scale = torch.bmm(bases, torch.bmm(coef.transpose(1, 2), coef)).add_(EPS)
             bases = torch.bmm(x, coef).mul_(bases).div_(scale)
         return bases, coef

@@ -17,4 +17,6 @@ def float32_island(device: torch.device) -> AbstractContextManager[object]:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype that autocast has convolutions and products on the tensor's device compute in; without it, its own."""
     device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
