@@ -52,10 +52,8 @@ class Run:
 def build_run(config: TrainConfig, device: torch.device, data: TrainingFile) -> Run:
     """Build networks and optimisers, the same on every process."""
     torch.manual_seed(config.seed)
-    G = Generator(config.generator).to(device).to(memory_format=torch.channels_last)
-    D = Discriminator(config.discriminator).to(device).to(memory_format=torch.channels_last)
-    dist.broadcast_module(G)
-    dist.broadcast_module(D)
+    G = build_player(Generator(config.generator), config.g_optimizer, device, compiled=config.compile)
+    D = build_player(Discriminator(config.discriminator), config.d_optimizer, device, compiled=config.compile)
     shown, held_out = hold_out(data, config.data.hold_out, config.seed)
     return Run(
         config=config,
@@ -63,13 +61,18 @@ def build_run(config: TrainConfig, device: torch.device, data: TrainingFile) -> 
         data=data,
         shown=shown,
         held_out=held_out,
-        G=_player(G, config.g_optimizer, config.compile),
-        D=_player(D, config.d_optimizer, config.compile),
-        G_ema=copy.deepcopy(G).eval().requires_grad_(False),
+        G=G,
+        D=D,
+        G_ema=copy_average(G.network),
     )
 
 
-def _player(network: torch.nn.Module, optimizer: OptimizerConfig, compiled: bool) -> Player:
+def build_player(
+    network: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device, *, compiled: bool
+) -> Player:
+    """Move a network to its device and layout, the same on every process, and build its optimiser."""
+    network = network.to(device).to(memory_format=torch.channels_last)
+    dist.broadcast_module(network)
     adam = torch.optim.Adam(
         network.parameters(),
         lr=optimizer.lr,
@@ -78,6 +81,12 @@ def _player(network: torch.nn.Module, optimizer: OptimizerConfig, compiled: bool
         fused=True,
     )
     return Player(network=network, call=torch.compile(network) if compiled else network, optimizer=adam)
+
+
+def copy_average(network: torch.nn.Module) -> Generator:
+    """Return the generator that follows G's average, as it begins."""
+    assert isinstance(network, Generator)
+    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def begin_again(run: Run) -> None:

@@ -1,0 +1,63 @@
+"""A whole training step on random images, to be timed or measured: no data, no run folder."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from hamgan.device import resolve_autocast
+from hamgan.models.discriminator import Discriminator
+from hamgan.models.generator import Generator
+from hamgan.training.config import TrainConfig
+from hamgan.training.ema import update_ema
+from hamgan.training.noise import NoiseSource, Phase
+from hamgan.training.run import build_player, copy_average
+from hamgan.training.step import MicroBatch, d_phase, g_phase
+
+
+def trial_step(config: TrainConfig, device: torch.device) -> Callable[[], None]:
+    """Build networks and optimisers and return the step that `loop` takes, without penalties, for one process.
+
+    Args:
+        config: Everything that the step depends on.
+        device: Where it is computed.
+
+    Returns:
+        A call takes `d_steps` D steps, one G step and the EMA's.
+    """
+    torch.manual_seed(config.seed)
+    G = build_player(Generator(config.generator), config.g_optimizer, device, compiled=config.compile)
+    D = build_player(Discriminator(config.discriminator), config.d_optimizer, device, compiled=config.compile)
+    average = copy_average(G.network)
+    micro, num_micro = config.micro_batches(1)
+    _, autocast = resolve_autocast(config.precision, device)
+    resolution, num_classes = config.generator.resolution, config.generator.num_classes
+    real = (torch.rand(micro, 3, resolution, resolution) * 2 - 1).to(device, memory_format=torch.channels_last)
+    y = torch.randint(num_classes, (micro,)).to(device)
+    noise = NoiseSource(
+        seed=config.seed,
+        z_dim=config.generator.z_dim,
+        num_classes=num_classes,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    objective, augmentation = config.objective, config.augment
+    take_d_step = partial(d_phase, G, D, objective=objective, augmentation=augmentation, autocast=autocast)
+    take_g_step = partial(g_phase, G, D, objective=objective, augmentation=augmentation, autocast=autocast)
+    step = 0
+
+    def batches(phase: Phase, repeat: int) -> list[MicroBatch]:
+        starts = range(0, num_micro * micro, micro)
+        return [
+            MicroBatch(real=real, y=y, noise=noise.draw(step, phase, repeat, start, start + micro)) for start in starts
+        ]
+
+    def take() -> None:
+        nonlocal step
+        for repeat in range(config.d_steps):
+            take_d_step(batches("d", repeat), penalize=False)
+        take_g_step(batches("g", 0))
+        step += 1
+        update_ema(average, G.network, step, config.ema)
+
+    return take
