@@ -24,6 +24,7 @@ from hamgan.metrics import (
     ReaderImages,
     Reference,
     build_statistics,
+    check_dataset,
     draw_picture,
     evaluate,
     load_extractor,
@@ -217,6 +218,7 @@ def run_evaluation(
     data: Path | None,
     statistics: Path | None,
     out: Path | None,
+    dataset: str | None = None,
 ) -> str:
     """Evaluate what `hamgan eval` names and write the card.
 
@@ -227,6 +229,7 @@ def run_evaluation(
         npz: An archive of images instead.
         data: The training file to compare with; None: the run's own, where `source` is a run.
         statistics: Stored statistics to compare with, instead of a training file.
+        dataset: Name of the data set that the statistics must be of; None: that of the training file, if known.
         out: Folder of the card; None: beside the snapshot, or `eval`.
 
     Returns:
@@ -237,7 +240,7 @@ def run_evaluation(
         ValueError: If there is nothing to compare with, or what there is cannot be compared.
     """
     protocol, extractor = load_protocol(plan)
-    reference, file = find_reference(source, extractor, data=data, statistics=statistics)
+    reference, file = find_reference(source, extractor, data=data, statistics=statistics, dataset=dataset)
     judged: ImageSource
     if source is None:
         judged = FolderImages(images) if images is not None else load_npz_images(npz or Path())
@@ -256,7 +259,12 @@ def run_evaluation(
 
 
 def find_reference(
-    source: Path | None, extractor: Extractor, *, data: Path | None, statistics: Path | None
+    source: Path | None,
+    extractor: Extractor,
+    *,
+    data: Path | None,
+    statistics: Path | None,
+    dataset: str | None = None,
 ) -> tuple[Reference, TrainingFile | None]:
     """Return what to compare with: stored statistics, or those of a training file; and that file where there is one.
 
@@ -265,19 +273,43 @@ def find_reference(
         extractor: The feature network.
         data: A training file.
         statistics: Stored statistics, instead.
+        dataset: Name of the data set that they must be of; None: that of the training file, where there is one.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If there is nothing, or it cannot be compared with.
     """
-    if data is None and statistics is None and source is not None and source.is_dir():
-        data = Path(run_folder.read_config(source).data.path)
+    trained_on = None
+    if data is None and source is not None and source.is_dir():
+        trained_on = Path(run_folder.read_config(source).data.path)
+        data = trained_on if statistics is None else None
     file = None if data is None else TrainingFile(data)
     if statistics is not None:
-        return load_statistics(statistics), file
+        reference = load_statistics(statistics)
+        _check_dataset(reference, dataset, trained_on if file is None else file.path)
+        return reference, file
     if file is None:
         raise ValueError("nothing to compare with; name the training file (--data) or stored statistics (--reference)")
     return reference_of(file, extractor), file
+
+
+def _check_dataset(reference: Reference, dataset: str | None, training: Path | None) -> None:
+    meta = reference.meta
+    if dataset is not None:
+        check_dataset(reference, dataset=dataset)
+        return
+    if training is None or meta is None or meta.split in ("validation", "val", "test"):
+        return
+    # Statistics of the folder that the file was built from have another fingerprint: the name decides.
+    if meta.dataset not in (None, training.stem) and not _is_of(meta.fingerprint, training):
+        raise ValueError(
+            f"{reference.path}: statistics of {meta.dataset!r}, but training was on {training}; "
+            f"if they are meant: --dataset {meta.dataset}"
+        )
+
+
+def _is_of(fingerprint: str | None, training: Path) -> bool:
+    return training.is_file() and TrainingFile(training).fingerprint == fingerprint
 
 
 def _drawn(
@@ -327,6 +359,11 @@ def build_reference(
     if images.is_dir():
         source = FolderImages(images, resolution=resolution)
     else:
-        source = ReaderImages(TrainingFile(images))
+        file = TrainingFile(images)
+        if resolution not in (None, file.resolution):
+            raise ValueError(
+                f"--resolution is {resolution}; {images} holds {file.resolution}; only folders are resized"
+            )
+        source = ReaderImages(file)
     build_statistics(source, network, out, description=Description(dataset=dataset or images.stem, split=split))
     return f"{out}: {source.num_images} images of {images}, {network.name}, protocol {network.protocol}"

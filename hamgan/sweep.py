@@ -55,6 +55,7 @@ def sweep(
     *,
     data: Path | None = None,
     statistics: Path | None = None,
+    dataset: str | None = None,
     out: Path | None = None,
 ) -> str:
     """Measure a snapshot at each truncation; write `sweep.csv` and `sweep.png` after each.
@@ -68,6 +69,7 @@ def sweep(
         plan: As for an evaluation; its truncation is not used.
         data: The training file to compare with; None: the run's own.
         statistics: Stored statistics to compare with, instead.
+        dataset: Name of the data set that they must be of; None: that of the training file, if known.
         out: The folder; None: `sweep-<snapshot>` beside the snapshot.
 
     Returns:
@@ -80,7 +82,7 @@ def sweep(
     protocol, extractor = load_protocol(plan)
     if extractor.num_classes is None:
         raise ValueError(f"extractor {extractor.name} has no classifier, hence no Inception Score to draw")
-    reference, file = find_reference(source, extractor, data=data, statistics=statistics)
+    reference, file = find_reference(source, extractor, data=data, statistics=statistics, dataset=dataset)
     path = snapshot.find(source)
     shot = snapshot.read(path)
     shot.generator.to(plan.device)

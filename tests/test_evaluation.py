@@ -83,6 +83,26 @@ def test_statistics_of_parts_join_to_those_of_the_whole(data_file: Path, tmp_pat
         assert np.allclose(one["mu"], two["mu"], rtol=1e-9) and np.allclose(one["sigma"], two["sigma"], atol=1e-9)
 
 
+def test_statistics_of_another_data_set_are_refused_unless_named(
+    shot: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ["stats", "build", str(data_file), str(tmp_path / "x.npz"), "--extractor", "efficientnet_lite0"]
+    assert main(build) == 0
+    other = tmp_path / "other.h5"
+    source = str(data_file.parent / "source")
+    assert main(["data", "build", source, str(other), "--resolution", "32", "--shard", "1/2"]) == 0
+    command = ["eval", str(shot), "--reference", str(tmp_path / "x.npz"), "--num-images", "20"]
+    command += ["--out", str(tmp_path / "card")]
+    for more, message in [
+        (["--data", str(other)], f"statistics of '{data_file.stem}', but training was on {other}; if they are meant"),
+        (["--dataset", "toys"], f"dataset = '{data_file.stem}', expected 'toys'"),
+    ]:
+        assert main([*command, *more]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in error and str(tmp_path / "x.npz") in error
+    assert main([*command, "--data", str(other), "--dataset", data_file.stem]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -98,6 +118,10 @@ def test_statistics_of_parts_join_to_those_of_the_whole(data_file: Path, tmp_pat
         (["eval", "--images", "absent", "--data", "{data}"], "absent"),
         (["eval", "{shot}", "--data", "{data}", "--num-images", "1"], "1"),
         (["stats", "inspect", "absent.npz"], "absent.npz"),
+        (
+            ["stats", "build", "{data}", "{folder}/x.npz", "--extractor", "efficientnet_lite0", "--resolution", "16"],
+            "--resolution is 16",
+        ),
         (["stats", "build", "{data}", "{folder}/x.npz", "--extractor", "vgg"], "vgg"),
         (["stats", "build", "{data}", "{folder}/x.npz", "--extractor", "inception", "--weights", "no.pth"], "no.pth"),
     ],

@@ -21,6 +21,7 @@ def _add_eval(commands: Commands) -> None:
     parser.add_argument("--npz", type=Path, help="an .npz of images, arr_0 (N, H, W, 3), instead")
     parser.add_argument("--data", type=Path, help="the training file to compare with (default: the run's)")
     parser.add_argument("--reference", type=Path, help="stored statistics to compare with, instead of a training file")
+    parser.add_argument("--dataset", help="name that --reference must be of (default: the training file's, if known)")
     parser.add_argument("--protocol", default="embedded", help="embedded, biggan or hamgan (default: embedded)")
     parser.add_argument("--extractor", help="inception, efficientnet_lite0, dinov2 or clip, outside any protocol")
     parser.add_argument("--input", help="that extractor's input pipeline, such as pytorch-fid (default: its own)")
@@ -70,6 +71,7 @@ def _eval(options: argparse.Namespace) -> int:
         data=options.data,
         statistics=options.reference,
         out=options.out,
+        dataset=options.dataset,
     )
     dist.print0(card)
     dist.shutdown()

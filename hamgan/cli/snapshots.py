@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
     )
     sweep.add_argument("--data", type=Path, help="the training file to compare with (default: the run's)")
     sweep.add_argument("--reference", type=Path, help="stored statistics to compare with, instead of a training file")
+    sweep.add_argument("--dataset", help="name that --reference must be of (default: the training file's, if known)")
     sweep.add_argument("--protocol", default="embedded", help="embedded, biggan or hamgan (default: embedded)")
     sweep.add_argument("--extractor", help="inception or efficientnet_lite0, outside any protocol")
     sweep.add_argument("--weights", type=Path, help="the extractor's weights, where they are not found by themselves")
@@ -92,6 +93,7 @@ def _sweep(options: argparse.Namespace) -> int:
         plan,
         data=options.data,
         statistics=options.reference,
+        dataset=options.dataset,
         out=options.out,
     )
     dist.print0(table)

@@ -242,10 +242,18 @@ def merge_statistics(paths: list[Path], out: str | Path) -> Reference:
         What was written.
 
     Raises:
-        ValueError: If a file is unverified, or they differ in extractor, protocol, weights, resolution or data set.
+        ValueError: If a file is unverified, two are of the same images, or they differ in extractor, protocol, weights,
+            resolution or data set.
         OSError: If a file cannot be read or written.
     """
     parts = [load_statistics(path) for path in paths]
+    seen: dict[object, Path] = {}
+    for part in parts:
+        fingerprint = None if part.meta is None else part.meta.fingerprint
+        for mark in {part.path.resolve(), fingerprint} - {None}:
+            if mark in seen:
+                raise ValueError(f"{part.path}: the same images as {seen[mark]}; parts must not overlap")
+            seen[mark] = part.path
     metas = [part.meta for part in parts if part.meta is not None]
     if len(metas) < len(parts) or not metas:
         raise ValueError("only statistics that hamgan wrote can be merged: others do not say their sample count")

@@ -17,6 +17,9 @@ class FrechetReference:
     Args:
         reference: Its moments.
 
+    Raises:
+        ValueError: If sigma has clearly negative eigenvalues.
+
     Source: Dowson & Landau 1982, eq. 4; Heusel et al. 2017 (FID).
     """
 
@@ -55,6 +58,8 @@ def _factor(moments: Moments) -> Tensor:
         if not int(failed):
             return factor
     values, vectors = torch.linalg.eigh(sigma)
+    if len(values) and float(values[0]) < -1e-4 * max(float(values[-1]), 0.0):  # rounding leaves -1e-7 even in float32
+        raise ValueError(f"sigma is no covariance, its smallest eigenvalue is {float(values[0]):.4g}")
     keep = _rank(values, moments.n)
     return vectors[:, len(values) - keep :] * values[len(values) - keep :].sqrt()
 

@@ -85,7 +85,10 @@ class Measurement:
 
     def _frechet(self) -> None:
         pool, settings = self.collected.pool, self.settings
-        reference = FrechetReference(self.reference.moments)
+        try:
+            reference = FrechetReference(self.reference.moments)
+        except ValueError as refusal:
+            raise ValueError(f"{self.reference.path}: {refusal}") from None
         value = reference.distance(FeatureStats.from_features(pool).moments())
         error = bias = None
         if settings.frechet_groups and len(pool) >= 2 * settings.frechet_groups:

@@ -1,7 +1,7 @@
 """Stored statistics of a reference data set: what they depend on, and the refusal to compare what is not comparable."""
 
 import datetime
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 import hamgan
 from hamgan.metrics.extractors.base import Extractor
+from hamgan.metrics.sources import MOST_CLASSES
 from hamgan.metrics.stats import Moments
 from hamgan.metrics.storage import map_array, read_npz, write_npz
 
 SCHEMA = 1
+_LARGEST = 1e30  # of a covariance's entries; beyond, squares overflow
 
 
 def versions() -> dict[str, str]:
@@ -81,17 +83,53 @@ class StatsMeta:
             ValueError: If it is of a newer schema or lacks a key.
         """
         schema = values.get("schema")
-        if not isinstance(schema, int) or schema > SCHEMA:
+        if type(schema) is not int or schema > SCHEMA:
             raise ValueError(f"{path}: metadata of schema {schema}; this hamgan reads up to {SCHEMA}")
         known = {f.name for f in fields(cls)}
         missing = {"extractor", "protocol", "weights_sha256", "n"} - values.keys()
         if missing:
             raise ValueError(f"{path}: the metadata lack {sorted(missing)[0]!r}")
         kept = {key: value for key, value in values.items() if key in known}
+        for key, value in kept.items():
+            if not _fits(key, value):
+                raise ValueError(f"{path}: the metadata say {key} = {str(value)[:60]!r}, expected {_KINDS[key]}")
+        names, counts = kept.get("class_names"), kept.get("class_counts")
+        if names is not None and counts is not None and len(names) != len(counts):
+            raise ValueError(f"{path}: the metadata have {len(names)} class names and {len(counts)} class counts")
         for key in ("class_names", "class_counts"):
             if kept.get(key) is not None:
                 kept[key] = tuple(kept[key])
         return cls(**kept)
+
+
+# What a record's values must be; others are text, or absent.
+_KINDS = {
+    "n": "a count",
+    "ddof": "a count",
+    "schema": "a count",
+    "resolution": "a count or nothing",
+    "class_names": "a list of texts or nothing",
+    "class_counts": "a list of counts or nothing",
+    "versions": "names to texts",
+} | dict.fromkeys(("extractor", "protocol", "weights_sha256", "date"), "text")
+_KINDS |= {f.name: "text or nothing" for f in fields(StatsMeta) if f.name not in _KINDS}
+
+
+def _fits(key: str, value: Any) -> bool:
+    def is_count(item: Any) -> bool:
+        return type(item) is int and 0 <= item < 2**53
+
+    if value is None:
+        return _KINDS[key].endswith("nothing")
+    if key in ("n", "ddof", "schema", "resolution"):
+        return is_count(value)
+    if key == "versions":
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+    if key in ("class_names", "class_counts"):
+        return isinstance(value, list) and all(
+            isinstance(item, str) if key == "class_names" else is_count(item) for item in value
+        )
+    return isinstance(value, str)
 
 
 @dataclass(frozen=True)
@@ -163,13 +201,28 @@ def load_statistics(path: str | Path) -> Reference:
     path = Path(path)
     arrays, raw = read_npz(path, ("mu", "sigma"))
     meta = None if raw is None else StatsMeta.from_json(raw, path)
+    for key, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{path}: {key} holds {array.dtype}, expected real numbers")
     try:
-        mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
-        symmetric = (sigma + sigma.T) / 2 if sigma.shape == (len(mu), len(mu)) else sigma
-        moments = Moments(mu, symmetric, None if meta is None else meta.n)
+        mu, sigma = (arrays[key].astype(np.float64) for key in ("mu", "sigma"))
+        moments = Moments(mu, sigma, None if meta is None else meta.n)
+        _check_covariance(sigma)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Reference(moments, meta, path)
+    return Reference(replace(moments, sigma=(sigma + sigma.T) / 2), meta, path)
+
+
+def _check_covariance(sigma: NDArray[np.float64]) -> None:
+    # What is seen at a glance; that all eigenvalues are positive shows when the matrix is factored.
+    largest = float(np.abs(sigma).max(initial=0.0))
+    if largest > _LARGEST:
+        raise ValueError(f"sigma is no covariance of features, it has an entry of {largest:.3g}")
+    if (sigma.diagonal() < 0).any():
+        raise ValueError(f"sigma is no covariance, it has a variance of {sigma.diagonal().min():.4g}")
+    apart = float(np.abs(sigma - sigma.T).max(initial=0.0))
+    if apart > 1e-3 * largest:
+        raise ValueError(f"sigma is no covariance, it differs from its transpose by {apart:.4g}")
 
 
 def load_features(path: Path) -> StoredFeatures:
@@ -180,8 +233,11 @@ def load_features(path: Path) -> StoredFeatures:
         ValueError: If it is damaged or no such file.
     """
     pool, labels = map_array(path, "pool"), map_array(path, "labels")
-    if pool.ndim != 2 or pool.dtype != np.float32 or labels.shape != pool.shape[:1]:
-        raise ValueError(f"{path}: pool {pool.dtype} {pool.shape} and labels {labels.shape} are no features")
+    if pool.ndim != 2 or pool.dtype != np.float32 or labels.shape != pool.shape[:1] or labels.dtype != np.int64:
+        kinds = f"pool {pool.dtype} {pool.shape} and labels {labels.dtype} {labels.shape}"
+        raise ValueError(f"{path}: {kinds} are no features")
+    if len(labels) and not -1 <= labels.min() <= labels.max() < MOST_CLASSES:
+        raise ValueError(f"{path}: labels from {labels.min()} to {labels.max()}, expected classes, or -1 throughout")
     return StoredFeatures(pool, labels, path)
 
 

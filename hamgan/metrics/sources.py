@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hamgan.metrics.extractors.base import check_images
-from hamgan.metrics.storage import read_npz
+from hamgan.metrics.storage import list_npz, read_npz
 
 IntArray = NDArray[np.int64]
+MOST_CLASSES = 1_000_000
+"""A class index beyond is taken for damage: memory is reserved for each class below it."""
 
 
 class Batch(NamedTuple):
@@ -173,6 +175,8 @@ def as_batch(pair: tuple[Tensor, IntArray | Tensor | None], count: int) -> Batch
     array = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if array.shape != (count,) or array.dtype.kind not in "iu" or (count and array.min() < 0):
         raise ValueError(f"labels: expected {count} class indices from 0, got {array.dtype} {array.shape}")
+    if count and array.max() >= MOST_CLASSES:
+        raise ValueError(f"labels: class {array.max()}; at most {MOST_CLASSES:,} classes are counted")
     return Batch(images, array.astype(np.int64))
 
 
@@ -213,15 +217,13 @@ def load_npz_images(path: str | Path) -> ArrayImages:
     """
     path = Path(path)
     arrays, _ = read_npz(path, ("arr_0",))
-    labels = None
-    for key in ("arr_1", "labels"):
-        try:
-            labels = read_npz(path, (key,))[0][key]
-            break
-        except ValueError:
-            continue
+    held = set(list_npz(path))
+    label_key = next((key for key in ("arr_1", "labels") if key in held), None)
+    labels = None if label_key is None else read_npz(path, (label_key,))[0][label_key].reshape(-1)
+    if arrays["arr_0"].dtype.kind not in "buif":
+        raise ValueError(f"{path}: arr_0 holds {arrays['arr_0'].dtype}, expected uint8 images")
     try:
-        return ArrayImages(torch.from_numpy(arrays["arr_0"]), None if labels is None else labels.reshape(-1))
+        return ArrayImages(torch.from_numpy(arrays["arr_0"]), labels)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 

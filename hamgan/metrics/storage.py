@@ -1,9 +1,10 @@
 """Read and write `.npz` files: atomically, uncompressed, never a pickle, and one clear line when one is damaged."""
 
 import json
+import math
 import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,29 +50,57 @@ def read_npz(path: Path, keys: Iterable[str]) -> tuple[dict[str, NDArray[Any]], 
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    _check_kind(path)
+    with _damage_named(path), np.load(path, allow_pickle=False) as archive:
+        held = archive.files
+        missing = [key for key in keys if key not in held]
+        arrays = {} if missing else {key: archive[key] for key in keys}
+        text = str(archive[META_KEY]) if META_KEY in held and not missing else None
+    if missing:
+        raise ValueError(f"{path}: no array {missing[0]!r}; it holds {', '.join(held[:9]) or 'nothing'}")
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out bytes where a member is no array
+            raise ValueError(f"{path}: damaged, {key} is no array")
+    return arrays, None if text is None else _parse(path, text)
+
+
+def list_npz(path: Path) -> list[str]:
+    """Return the names of the arrays in an archive.
+
+    Raises:
+        ValueError: If it is damaged or no archive.
+    """
+    with _damage_named(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _check_kind(path: Path) -> None:
+    # numpy takes whatever it does not know for a pickle, and says so.
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY":
+        raise ValueError(f"{path}: a single array; expected an .npz archive")
+    if start[:1] == b"\x80":
+        raise ValueError(f"{path}: refused: it holds pickled objects, which can run code when read")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: damaged or not an .npz archive")
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path}: a single array; expected an .npz archive")
-        with archive:
-            missing = [key for key in keys if key not in archive.files]
-            if missing:
-                raise ValueError(f"{path}: no array {missing[0]!r}; it holds {', '.join(archive.files) or 'nothing'}")
-            arrays = {key: archive[key] for key in keys}
-            text = str(archive[META_KEY]) if META_KEY in archive.files else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError) as error:
-        raise ValueError(f"{path}: damaged or not an .npz archive ({error})") from None
-    except ValueError as error:
+        yield
+    except Exception as error:  # zip, its four decompressors, the header's parser and numpy raise a dozen kinds
         if "pickle" in str(error):
             raise ValueError(f"{path}: refused: it holds pickled objects, which can run code when read") from None
-        raise error if str(path) in str(error) else ValueError(f"{path}: damaged ({error})") from None
-    return arrays, None if text is None else _parse(path, text)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: damaged or not an .npz archive ({reason})") from None
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         meta = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged metadata ({error})") from None
     if not isinstance(meta, dict):
         raise ValueError(f"{path}: damaged metadata (a {type(meta).__name__})")
@@ -87,25 +116,27 @@ def map_array(path: Path, key: str) -> NDArray[Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            entry = archive.getinfo(f"{key}.npy")
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{path}: {key} is compressed")
-            # The local header's own name and extra field, whose length may differ from the directory's.
-            file.seek(entry.header_offset + 26)
-            lengths = np.frombuffer(file.read(4), "<u2")
-            file.seek(entry.header_offset + 30 + int(lengths.sum()))
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            if dtype.hasobject or fortran:
-                raise ValueError(f"{path}: {key} holds {dtype}, expected plain rows")
-            return np.memmap(path, dtype, "r", file.tell(), shape)
-    except KeyError:
-        raise ValueError(f"{path}: no array {key!r}") from None
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path}: damaged or not an .npz archive ({error})") from None
+    _check_kind(path)
+    with _damage_named(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        entry = entries.get(f"{key}.npy")
+        if entry is None:
+            raise ValueError(f"no array {key!r}")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{key} is compressed")
+        # The local header's own name and extra field, whose length may differ from the directory's.
+        file.seek(entry.header_offset + 26)
+        lengths = np.frombuffer(file.read(4), "<u2")
+        start = entry.header_offset + 30 + int(lengths.sum())
+        file.seek(start)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject or fortran:
+            raise ValueError(f"{key} holds {dtype}, expected plain rows")
+        if file.tell() + math.prod(shape) * dtype.itemsize != start + entry.file_size:
+            raise ValueError(f"{key} of shape {shape} does not fill its {entry.file_size} bytes")
+        return np.memmap(path, dtype, "r", file.tell(), shape)
 
 
 def write_rows(

@@ -1,5 +1,7 @@
 """Building statistics: equal to one pass however it is cut, interrupted or merged."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,10 @@ def test_only_like_is_merged_with_like(tmp_path, images, tiny):
     build_statistics(larger, tiny, tmp_path / "b.npz", progress=False)
     with pytest.raises(ValueError, match=r"b\.npz: resolution = 16, but .*a\.npz has 8"):
         merge_statistics([tmp_path / "a.npz", tmp_path / "b.npz"], tmp_path / "c.npz")
+    shutil.copy(tmp_path / "a.npz", tmp_path / "copy.npz")
+    for twice in ("a", "copy"):
+        with pytest.raises(ValueError, match=rf"{twice}\.npz: the same images as .*a\.npz; parts must not overlap"):
+            merge_statistics([tmp_path / "a.npz", tmp_path / f"{twice}.npz"], tmp_path / "c.npz")
     np.savez(tmp_path / "bare.npz", mu=np.zeros(12), sigma=np.eye(12))
     with pytest.raises(ValueError, match="only statistics that hamgan wrote"):
         merge_statistics([tmp_path / "a.npz", tmp_path / "bare.npz"], tmp_path / "c.npz")

@@ -175,6 +175,11 @@ def test_warnings(reference, tiny, tmp_path):
     assert any("unverified reference" in warning for warning in bare.warnings)
     assert any("keeps no features" in warning for warning in bare.warnings)
     assert bare["fd90"] == pytest.approx(run(reference, tiny)["fd90"], rel=1e-9)
+    indefinite = reference.moments.sigma.copy()
+    indefinite[0, 1] = indefinite[1, 0] = 3 * np.sqrt(indefinite[0, 0] * indefinite[1, 1])
+    np.savez(tmp_path / "bare.npz", mu=reference.moments.mu, sigma=indefinite)
+    with pytest.raises(ValueError, match=r"bare\.npz: sigma is no covariance, its smallest eigenvalue is -"):
+        run(load_statistics(tmp_path / "bare.npz"), tiny)
 
 
 def test_memorisation_sees_copies_of_the_training_images(reference, tiny, tmp_path):

@@ -110,6 +110,16 @@ def bad_file(kind, path, good, stored):
         np.savez(path, **arrays | {"sigma": moments.sigma[:5]})
     elif kind == "not finite":
         np.savez(path, **arrays | {"mu": np.full(12, np.nan)})
+    elif kind == "asymmetric":
+        np.savez(path, **arrays | {"sigma": np.triu(moments.sigma)})
+    elif kind == "negative":
+        np.savez(path, **arrays | {"sigma": -moments.sigma})
+    elif kind == "huge":
+        np.savez(path, **arrays | {"sigma": moments.sigma * 1e40})
+    elif kind == "text arrays":
+        np.savez(path, **arrays | {"mu": np.full(12, "1.0")})
+    elif kind == "count":
+        np.savez(path, **arrays, hamgan_meta=np.array(json.dumps(meta.to_json() | {"n": "many"})))
     elif kind == "meta":
         np.savez(path, **arrays, hamgan_meta=np.array("{broken"))
     elif kind == "schema":
@@ -131,6 +141,11 @@ def bad_file(kind, path, good, stored):
         ("single array", "single array"),
         ("shapes", r"expected \(d,\) and \(d, d\)"),
         ("not finite", "NaN or infinity"),
+        ("asymmetric", "sigma is no covariance, it differs from its transpose"),
+        ("negative", "sigma is no covariance, it has a variance of -"),
+        ("huge", "sigma is no covariance of features, it has an entry of"),
+        ("text arrays", "mu holds <U3, expected real numbers"),
+        ("count", "n = 'many', expected a count"),
         ("meta", "damaged metadata"),
         ("schema", "schema 99"),
         ("one", "n = 1: a covariance needs at least 2"),

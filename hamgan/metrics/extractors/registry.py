@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hamgan.metrics.extractors import efficientnet_lite, vit
 from hamgan.metrics.extractors.base import Extractor
@@ -102,9 +103,9 @@ def _inception(protocol: str, weights: str | Path | None, verify: bool) -> Extra
 def _dinov2(protocol: str, weights: str | Path) -> Extractor:
     digest = check_weights(weights, None)
     state_dict = read_state_dict(weights)
-    for name in ("patch_embed.proj.weight", "pos_embed"):
-        if name not in state_dict:
-            raise ValueError(f"{weights}: not a DINOv2 backbone: no {name!r}")
+    _check_shapes(state_dict, {"patch_embed.proj.weight": 4, "pos_embed": 3}, weights, "a DINOv2 backbone")
+    if "register_tokens" in state_dict:
+        _check_shapes(state_dict, {"register_tokens": 3}, weights, "a DINOv2 backbone")
     with torch.device("meta"):
         network = vit.DinoV2.from_shapes(state_dict)
     load_into(network, state_dict, weights)
@@ -122,9 +123,8 @@ def _dinov2(protocol: str, weights: str | Path) -> Extractor:
 def _clip(protocol: str, weights: str | Path) -> Extractor:
     digest = check_weights(weights, None)
     state_dict = vit.visual_part(read_state_dict(weights))
-    for name in ("proj", "conv1.weight", "positional_embedding"):
-        if name not in state_dict:
-            raise ValueError(f"{weights}: not a CLIP image transformer: no 'visual.{name}'")
+    shapes = {"proj": 2, "conv1.weight": 4, "positional_embedding": 2}
+    _check_shapes(state_dict, shapes, weights, "a CLIP image transformer", "visual.")
     with torch.device("meta"):
         network = vit.ClipVisual.from_shapes(state_dict)
     load_into(network, state_dict, weights)
@@ -138,3 +138,15 @@ def _clip(protocol: str, weights: str | Path) -> Extractor:
         preprocess=partial(vit.preprocess, mean=vit.CLIP_MEAN, std=vit.CLIP_STD, side=side),
         network=network,
     )
+
+
+def _check_shapes(
+    state_dict: dict[str, Tensor], dims: dict[str, int], path: str | Path, what: str, prefix: str = ""
+) -> None:
+    # The network is built after these: whatever they say must at least be a network.
+    for name, count in dims.items():
+        if name not in state_dict:
+            raise ValueError(f"{path}: not {what}: no {prefix + name!r}")
+        shape = tuple(state_dict[name].shape)
+        if len(shape) != count or 0 in shape:
+            raise ValueError(f"{path}: not {what}: {prefix}{name} has shape {shape}, expected {count} dimensions")

@@ -118,6 +118,7 @@ class DinoV2(nn.Module):
     def from_shapes(cls, state_dict: dict[str, Tensor]) -> "DinoV2":
         """Build the variant that a checkpoint's shapes describe."""
         embed = state_dict["patch_embed.proj.weight"]
+        _check_width(embed.shape[0])
         registers = state_dict.get("register_tokens")
         return cls(
             dim=embed.shape[0],
@@ -230,6 +231,7 @@ class ClipVisual(nn.Module):
     def from_shapes(cls, state_dict: dict[str, Tensor]) -> "ClipVisual":
         """Build the variant that the image tower's shapes describe."""
         width, dim = state_dict["proj"].shape
+        _check_width(width)
         return cls(
             dim=dim,
             width=width,
@@ -268,5 +270,10 @@ def visual_part(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix("visual."): t for n, t in state_dict.items() if n.startswith("visual.")}
 
 
+def _check_width(width: int) -> None:
+    if width % _HEAD_WIDTH:
+        raise ValueError(f"a transformer of width {width}: expected a multiple of {_HEAD_WIDTH}")
+
+
 def _count(state_dict: dict[str, Tensor], pattern: str) -> int:
-    return 1 + max((int(m[1]) for n in state_dict if (m := re.match(pattern, n))), default=-1)
+    return len({m[1] for n in state_dict if (m := re.match(pattern, n))})

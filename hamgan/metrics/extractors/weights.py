@@ -71,29 +71,35 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If the file is not such a file.
     """
-    if str(path).endswith(".safetensors"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file ({error})") from None
     try:
-        if _is_torchscript(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # deprecated for running models; these files still exist
-                return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        loaded = _load(path)
+    except pickle.UnpicklingError:  # torch's text advises to run the file's code
+        raise ValueError(
+            f"{path}: not a readable weight file (no tensors, or objects that are more than data)"
+        ) from None
+    except Exception as error:  # zip, pickle, TorchScript and torch raise a dozen kinds over a damaged file
+        reason = " ".join(str(error).split(".", 1)[0].split())[:200] or type(error).__name__
         raise ValueError(f"{path}: not a readable weight file ({reason})") from None
     for key in ("state_dict", "model", "teacher"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise ValueError(f"{path}: holds {type(loaded).__name__}, expected a state dict of tensors")
     return loaded
+
+
+def _load(path: str | Path) -> object:
+    if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if _is_torchscript(path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated for running models; these files still exist
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_torchscript(path: str | Path) -> bool:
@@ -112,7 +118,7 @@ def load_into(network: nn.Module, state_dict: dict[str, Tensor], path: str | Pat
         path: Named in the error.
 
     Raises:
-        ValueError: If a name is missing or superfluous, or a shape differs.
+        ValueError: If a name is missing or superfluous, or a shape or kind differs.
     """
     own = network.state_dict()
     missing = [name for name in own if name not in state_dict and not name.endswith("num_batches_tracked")]
@@ -129,6 +135,8 @@ def load_into(network: nn.Module, state_dict: dict[str, Tensor], path: str | Pat
                 f"{path}: {name} has shape {tuple(tensor.shape)}, "
                 f"{type(network).__name__} needs {tuple(own[name].shape)}"
             )
+        if tensor.layout != torch.strided or tensor.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{path}: {name} holds {tensor.dtype}, {tensor.layout}; expected {own[name].dtype}")
     full = {name: state_dict.get(name, torch.zeros((), dtype=torch.long)) for name in own}
     network.load_state_dict(full, assign=True)
 
