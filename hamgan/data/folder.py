@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from hamgan.data.labels import LabelTable
 from hamgan.data.source import Keys, Locator, Reader, Source, is_image_name
 
+_PIECE = 2**20
+
 
 class FileReader(Reader):
     """Reads files below a root; a locator is the path relative to it."""
@@ -19,8 +21,15 @@ class FileReader(Reader):
 
     def read(self, locator: Locator) -> bytes:
         """Return the file's bytes."""
-        with open(os.path.join(self._root, locator), "rb", buffering=0) as file:
-            return file.readall()
+        fd = os.open(f"{self._root}/{locator}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            data = os.read(fd, size + 1)
+            while len(data) != size and (more := os.read(fd, _PIECE)):  # other than its length says, or interrupted
+                data += more
+            return data
+        finally:
+            os.close(fd)
 
 
 class FolderSource(Source):

@@ -2,7 +2,8 @@
 
 The antialiased filters have Pillow's kernels and windows. Each pass is a product of banded matrices whose weights
 are integers over 2^14; products of those with pixels, and all their sums, stay below 2^24, so float32 holds them
-exactly: whatever order, blocking or fused operations a BLAS uses, the result is the same on every machine.
+exactly: whatever order, blocking or fused operations a BLAS uses, the result is the same on every machine, and that of
+compiled.py, which computes the same sums in integers where it can.
 Between the passes values are rounded to integers but not clipped to 0..255, so ringing beside saturated edges
 is cut once, at the end; Pillow cuts it twice, and is further from the exact result there.
 """
@@ -12,6 +13,8 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hamgan.data import compiled
 
 Resize = Literal["lanczos", "box", "bilinear", "tfgan", "none"]
 RESIZES: tuple[str, ...] = get_args(Resize)
@@ -25,13 +28,16 @@ _WHOLE = 1024  # up to this side an image is turned into floats as a whole
 Band = tuple[int, int, int, NDArray[np.float32], NDArray[np.float32]]
 
 
-def resize_square(image: NDArray[np.uint8], resolution: int, resize: str) -> NDArray[np.uint8]:
+def resize_square(
+    image: NDArray[np.uint8], resolution: int, resize: str, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """Cut the largest centred square and scale it.
 
     Args:
         image: Pixels, (H, W, 3), values 0..255.
         resolution: Output side, pixels.
         resize: One of `RESIZES`.
+        out: Where to put the result, C-contiguous; None for new memory.
 
     Returns:
         Pixels, (resolution, resolution, 3), C-contiguous. The very pixels of the crop if its side is `resolution`.
@@ -48,12 +54,18 @@ def resize_square(image: NDArray[np.uint8], resolution: int, resize: str) -> NDA
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
     else:
         top, left = (height - side) // 2, (width - side) // 2
+    if out is None:
+        out = np.empty((resolution, resolution, 3), np.uint8)
     crop = image[top : top + side, left : left + side]
     if side == resolution:
-        return np.ascontiguousarray(crop)
-    if resize == "tfgan":
-        return _endpoint_bilinear(crop, resolution)
-    return _filtered(crop, resolution, resize)
+        out[...] = crop
+    elif resize == "tfgan":
+        out[...] = _endpoint_bilinear(crop, resolution)
+    elif compiled.takes(crop):
+        compiled.scale(crop, _plan(side, resolution, resize), out)
+    else:
+        out[...] = _filtered(crop, resolution, resize)
+    return out
 
 
 def _filtered(crop: NDArray[np.uint8], resolution: int, resize: str) -> NDArray[np.uint8]:
@@ -72,6 +84,11 @@ def _filtered(crop: NDArray[np.uint8], resolution: int, resize: str) -> NDArray[
     np.rint(result, out=result)
     np.clip(result, 0, 255, out=result)
     return result.astype(np.uint8).reshape(resolution, resolution, 3)
+
+
+@lru_cache(maxsize=128)
+def _plan(size_in: int, size_out: int, resize: str) -> compiled.Plan:
+    return compiled.Plan(resize_weights(size_in, size_out, resize), compiled.available())
 
 
 @lru_cache(maxsize=128)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hamgan.data.decode import Color, array_to_rgb, decode
 from hamgan.data.fileio import lock, write_all
@@ -69,19 +70,25 @@ class BlockBuilder:
             OSError: If the data file cannot be written.
         """
         job = self._job
-        pixels = np.zeros((len(locators), job.resolution, job.resolution, 3), np.uint8)
+        pixels = np.empty((len(locators), job.resolution, job.resolution, 3), np.uint8)
         bad = []
         for i, locator in enumerate(locators):
             try:
-                payload = job.reader.read(locator)
-                image = decode(payload, job.background) if isinstance(payload, bytes) else array_to_rgb(payload)
-                pixels[i] = resize_square(image, job.resolution, job.resize)
+                self._fetch(locator, pixels[i])
             except (OSError, ValueError, MemoryError) as error:
+                pixels[i] = 0
                 bad.append((first + i, " ".join(str(error).split()) or type(error).__name__))
         image_bytes = job.resolution * job.resolution * 3
         data = pixels.reshape(-1).data
         write_all(self._fd, data, job.offset + first * image_bytes)
         return Block(zlib.crc32(data), bad)
+
+    def _fetch(self, locator: Locator, out: NDArray[np.uint8]) -> None:
+        # On its own, so that all memory is free for the next image, which then finds it in the processor's cache.
+        job = self._job
+        payload = job.reader.read(locator)
+        image = decode(payload, job.background) if isinstance(payload, bytes) else array_to_rgb(payload)
+        resize_square(image, job.resolution, job.resize, out)
 
     def close(self) -> None:
         """Close the data file."""
