@@ -59,4 +59,4 @@ bench: $(INSTALLED) ## run every benchmark, one after the other
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 clean: ## remove what setup and tests made; runs and data stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build *.egg-info hamgan/data/*.so .pytest_cache .ruff_cache .mypy_cache

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SMALLEST_SIDE = 22  # of the input, pixels: a row fills a vector of 64 bytes
+_SMALLEST_RESULT = 4  # pixels: so many are made at a time
 _VERSION = 1  # of the C function's arguments
 _WHOLE_WEIGHT = 2**14
 
@@ -83,9 +84,14 @@ def _aligned(array: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def takes(crop: NDArray[np.uint8]) -> bool:
-    """Say whether `scale` can be used, for a square that lies in memory like this one."""
-    return available() > 0 and crop.shape[0] >= _SMALLEST_SIDE and crop.strides[1:] == (3, 1)
+def takes(crop: NDArray[np.uint8], resolution: int) -> bool:
+    """Say whether `scale` can be used, for a square that lies in memory like this one and a result of this side."""
+    return (
+        available() > 0
+        and crop.shape[0] >= _SMALLEST_SIDE
+        and resolution >= _SMALLEST_RESULT
+        and crop.strides[1:] == (3, 1)
+    )
 
 
 def scale(crop: NDArray[np.uint8], plan: Plan, out: NDArray[np.uint8]) -> None:

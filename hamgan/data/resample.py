@@ -61,7 +61,7 @@ def resize_square(
         out[...] = crop
     elif resize == "tfgan":
         out[...] = _endpoint_bilinear(crop, resolution)
-    elif compiled.takes(crop):
+    elif compiled.takes(crop, resolution):
         compiled.scale(crop, _plan(side, resolution, resize), out)
     else:
         out[...] = _filtered(crop, resolution, resize)

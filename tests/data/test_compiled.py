@@ -96,10 +96,11 @@ def test_nothing_outside_of_the_result_is_written(level: int) -> None:
 def test_what_it_does_not_take_is_left_to_numpy(level: int) -> None:
     planes = np.ascontiguousarray(noise(0, 40, 40).transpose(2, 0, 1)).transpose(1, 2, 0)
     for image in (noise(0, 21, 30), planes, noise(0, 40, 40)[:, ::-1]):
-        assert not compiled.takes(image[: min(image.shape[:2]), : min(image.shape[:2])])
+        assert not compiled.takes(image[: min(image.shape[:2]), : min(image.shape[:2])], 16)
         np.testing.assert_array_equal(
             resample.resize_square(image, 16, "lanczos"), numpy_resize(np.ascontiguousarray(image), 16, "lanczos")
         )
+    assert not compiled.takes(noise(0, 40, 40), 3) and compiled.takes(noise(0, 40, 40), 4)
 
 
 @needs_compiler
