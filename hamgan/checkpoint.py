@@ -12,12 +12,16 @@ import hashlib
 import os
 import pickle
 import re
+import reprlib
 import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOOTER = b"\nhamgan-sha256:"
 FOOTER_LENGTH = len(FOOTER) + 64
@@ -192,3 +196,27 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise DamagedFileError(f"{path}: holds a {type(loaded).__name__}; a dict of tensors is expected")
     return loaded
+
+
+def check_tensors(where: str, ours: "dict[str, Tensor]", theirs: "dict[str, Tensor]") -> None:
+    """Check that a mapping holds tensors of the right names, shapes and dtypes, and nothing else.
+
+    Args:
+        where: What the mapping is in the checkpoint.
+        ours: What is needed.
+        theirs: What was read.
+
+    Raises:
+        ValueError: If a tensor is missing, surplus or another.
+    """
+    if ours.keys() != theirs.keys():
+        key = min(map(str, ours.keys() ^ theirs.keys()))
+        raise ValueError(f"the checkpoint's {where} has not the tensors of this network: {reprlib.repr(key)}")
+    for name, tensor in ours.items():
+        other = theirs[name]
+        kinds = [(t.shape, t.dtype, t.layout, t.is_meta) for t in (tensor, other)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"the checkpoint's {where}.{name} is {other.dtype} {tuple(other.shape)}; this network needs "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+            )

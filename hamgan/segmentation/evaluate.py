@@ -78,16 +78,18 @@ def predict(model: Segmentor, image: NDArray[np.uint8], test: TestConfig, autoca
     device = next(model.parameters()).device
     pixels = torch.from_numpy(image).permute(2, 0, 1).to(device)
     views = [(ratio, flip) for ratio in test.ratios for flip in ((False, True) if test.flip else (False,))]
-    total: Tensor | None = None
+    if len(views) == 1:
+        return _classes(_logits(model, pixels, *views[0], test, autocast))
+    total = torch.zeros(model.config.num_classes, *image.shape[:2], device=device)
     for ratio, flip in views:
-        logits = _logits(model, pixels, ratio, flip, test, autocast)
-        if len(views) == 1:
-            total = logits
-            break
-        probabilities = logits.softmax(0)
-        total = probabilities if total is None else total.add_(probabilities)
-    assert total is not None
-    return total.argmax(0).to(torch.uint8).cpu().numpy()
+        # No name holds one view's maps while the next one is computed.
+        total += _logits(model, pixels, ratio, flip, test, autocast).softmax(0)
+    return _classes(total)
+
+
+def _classes(scores: Tensor) -> NDArray[np.uint8]:
+    """Return the best class of every pixel, (H, W), of (num_classes, H, W)."""
+    return scores.argmax(0).to(torch.uint8).cpu().numpy()
 
 
 def _logits(model: Segmentor, pixels: Tensor, ratio: float, flip: bool, test: TestConfig, autocast: Autocast) -> Tensor:

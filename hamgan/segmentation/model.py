@@ -10,9 +10,9 @@ from hamgan.nn.decomposition import BasesMode, Gradient
 from hamgan.nn.hamburger import HamburgerConfig
 from hamgan.segmentation.hamburger import Hamburger, HamVersion
 from hamgan.segmentation.heads import AuxiliaryHead, HamHead, LastInput, MultiLevelInput
-from hamgan.segmentation.layers import BatchNorm, BilinearResize, NormFactory
+from hamgan.segmentation.layers import BatchNorm, BilinearResize, GroupNorm, NormFactory
 from hamgan.segmentation.resnet import EXPANSION, PUBLISHED_RESNETS, ResNet, ResNetPlan
-from hamgan.segmentation.van import PUBLISHED_VANS, VAN, VANPlan
+from hamgan.segmentation.van import LAYER_SCALE, PUBLISHED_VANS, VAN, VANPlan
 
 NUM_STAGES = 4
 NUM_GROUPS = 32
@@ -43,6 +43,8 @@ class SegmentationConfig:
     """Outputs of a ResNet's three stem convolutions; empty: the backbone's published ones."""
     drop_path: float = 0.1
     """Probability of leaving out the last VAN block's branches in training, growing from 0; published: Large 0.25, Huge 0.3."""
+    layer_scale: float = LAYER_SCALE
+    """Initial layer scale of a VAN's blocks: small for deep, long-trained ones (published), larger where training is short."""
     head: HeadName = "light_ham"
     """light_ham: stages 2 to 4, pointwise maps. ham_net: stage 4, 3x3 convolutions. ham_net_plus: the same and a concatenation
     with stage 4. ham_net_voc: ham_net with batch norm, as in the paper."""
@@ -94,6 +96,8 @@ class SegmentationConfig:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if not self.layer_scale > 0:
+            raise ValueError(f"layer_scale is {self.layer_scale}; it must be > 0")
         if not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in (0, 1]")
         if not 0 <= self.seed < 2**63:
@@ -174,10 +178,10 @@ class Segmentor(nn.Module):
         plan = config.backbone_plan()
         self.backbone: VAN | ResNet
         if isinstance(plan, VANPlan):
-            self.backbone = VAN(plan, drop_path=config.drop_path, norm=batch_norm)
+            self.backbone = VAN(plan, drop_path=config.drop_path, norm=batch_norm, layer_scale=config.layer_scale)
         else:
             self.backbone = ResNet(plan, norm=batch_norm)
-        head_norm = batch_norm if config.head == "ham_net_voc" else partial(nn.GroupNorm, NUM_GROUPS)
+        head_norm = batch_norm if config.head == "ham_net_voc" else partial(GroupNorm, NUM_GROUPS)
         light = config.head == "light_ham"
         self.gather: nn.Module = MultiLevelInput(align_corners=config.align_corners) if light else LastInput()
         self.head = HamHead(

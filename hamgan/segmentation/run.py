@@ -1,5 +1,6 @@
 """What a run carries from step to step: the network, its optimiser, the step; how it begins, is saved and is taken up again."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hamgan import checkpoint, dist, run_folder
 from hamgan import config as configuration
-from hamgan import dist, run_folder
 from hamgan.device import Autocast
 from hamgan.segmentation.config import FREE_KEYS, TrainConfig
 from hamgan.segmentation.dataset import IGNORED, LabelledImages
@@ -68,16 +69,50 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     """Put a checkpoint's state into a run.
 
     Raises:
-        ValueError: If the checkpoint is of another configuration or data set.
+        ValueError: If the checkpoint is of another configuration or data set, or if it is not what `state_of` returns. Its
+            checksum proves that it is what was written, not who wrote it.
     """
+    try:
+        _restore(run, state)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"the checkpoint's state is damaged ({type(error).__name__}: {line})") from None
+
+
+def _restore(run: Run, state: dict[str, Any]) -> None:
     saved = configuration.from_mapping(TrainConfig, state["config"], "checkpoint")
     if rows := run_folder.fixed_differences(saved, run.config, FREE_KEYS):
         raise ValueError(f"the checkpoint is of another configuration: {'; '.join(rows[:3])}")
     if state["data"] != run.data.fingerprint:
         raise ValueError("data.path: holds other images than this run began with; give it its folder back")
+    step = state["step"]
+    if type(step) is not int or step < 0:
+        raise ValueError(f"the checkpoint's step is {reprlib.repr(step)}")
+    checkpoint.check_tensors("model", run.model.state_dict(), state["model"])
+    moments = _moments(run.optimizer, state["optimizer"]["state"])
     run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step = int(state["step"])
+    # The groups' settings are the configuration's, not the file's.
+    run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
+    run.step = step
+
+
+def _moments(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    """Check an optimiser's state and copy it into tensors laid out like the weights: a fused step trusts sizes blindly."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if surplus := saved.keys() - set(range(len(weights))):
+        raise ValueError(
+            f"the checkpoint's optimizer has entry {reprlib.repr(min(map(str, surplus)))} of {len(weights)}"
+        )
+    state = {}
+    for index, theirs in saved.items():
+        weight = weights[index].detach()
+        sgd = isinstance(optimizer, torch.optim.SGD)
+        ours = (
+            {"momentum_buffer": weight} if sgd else {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+        )
+        checkpoint.check_tensors(f"optimizer[{index}]", ours, theirs)
+        state[index] = {key: torch.empty_like(tensor).copy_(theirs[key]) for key, tensor in ours.items()}
+    return state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class SceneConfig:
     """What scenes look like."""
 
     classes: emoji.Classes = "kinds"
-    """kinds: nine that can be told by their looks (animal, building, face, flag, food, hand, person, symbol, vehicle); groups:
+    """kinds: nine that can be told by their looks (button, clock, face, flag, hand, heart, person, plant, vehicle); groups:
     the archive's nine groups, which are by use."""
     resolution: int = 96
     """Height and width, pixels."""

@@ -147,9 +147,9 @@ def announce(folder: Folder, run: Run, test_data: LabelledImages, precision: str
             f"warning: gradients of {num_micro} micro-batches are added up; batch norm sees one micro-batch of "
             f"{config.batch_size // num_micro // dist.world_size()} images a process at a time"
         )
+    folder.forget_after(run.step)
     if run.step:
         folder.say(f"going on from step {run.step}")
-        folder.forget_after(run.step)
 
 
 def cut(run: Run, images: Tensor, labels: Tensor, micro_size: int, first_place: int) -> list[MicroBatch]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hamgan.segmentation.layers import ChannelLayerNorm, DilatedDepthwiseConv, DropPath, NormFactory
 
 LAYER_SCALE = 1e-2
-"""Initial layer scale."""
+"""Initial layer scale as published."""
 LAYER_NORM_EPS = 1e-5
 """As the public segmentation code computes: its outputs tell 1e-5 from the ImageNet classifier's 1e-6."""
 
@@ -96,16 +96,19 @@ class VANBlock(nn.Module):
         mlp_ratio: Hidden channels of the MLP over dim.
         drop_path: Probability of leaving a branch out in training.
         norm: Builds the batch norms.
+        layer_scale: Initial layer scale.
     """
 
-    def __init__(self, dim: int, *, mlp_ratio: int, drop_path: float, norm: NormFactory) -> None:
+    def __init__(
+        self, dim: int, *, mlp_ratio: int, drop_path: float, norm: NormFactory, layer_scale: float = LAYER_SCALE
+    ) -> None:
         super().__init__()
         self.norm1 = norm(dim)
         self.attention = LargeKernelAttention(dim)
-        self.scale1 = nn.Parameter(torch.full((dim,), LAYER_SCALE))
+        self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.norm2 = norm(dim)
         self.mlp = ConvMLP(dim, dim * mlp_ratio)
-        self.scale2 = nn.Parameter(torch.full((dim,), LAYER_SCALE))
+        self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,6 +129,7 @@ class VANStage(nn.Module):
         mlp_ratio: Hidden channels of the MLPs over dim.
         drop_paths: Probability of leaving a branch out, one for each block.
         norm: Builds the batch norms.
+        layer_scale: Initial layer scale of the blocks.
     """
 
     def __init__(
@@ -138,12 +142,14 @@ class VANStage(nn.Module):
         mlp_ratio: int,
         drop_paths: Sequence[float],
         norm: NormFactory,
+        layer_scale: float,
     ) -> None:
         super().__init__()
         self.embed = nn.Conv2d(in_channels, dim, kernel_size, stride, kernel_size // 2)
         self.embed_norm = norm(dim)
         self.blocks = nn.ModuleList(
-            VANBlock(dim, mlp_ratio=mlp_ratio, drop_path=rate, norm=norm) for rate in drop_paths
+            VANBlock(dim, mlp_ratio=mlp_ratio, drop_path=rate, norm=norm, layer_scale=layer_scale)
+            for rate in drop_paths
         )
         self.norm = ChannelLayerNorm(dim, eps=LAYER_NORM_EPS)
 
@@ -162,11 +168,12 @@ class VAN(nn.Module):
         plan: Sizes.
         drop_path: Of the last block; grows linearly from 0 over all blocks.
         norm: Builds the batch norms.
+        layer_scale: Initial layer scale of the blocks.
 
     Source: Guo et al. 2022.
     """
 
-    def __init__(self, plan: VANPlan, *, drop_path: float, norm: NormFactory) -> None:
+    def __init__(self, plan: VANPlan, *, drop_path: float, norm: NormFactory, layer_scale: float = LAYER_SCALE) -> None:
         super().__init__()
         self.dims = plan.dims
         self.stride = math.prod(plan.strides)
@@ -180,6 +187,7 @@ class VAN(nn.Module):
                 mlp_ratio=plan.mlp_ratios[index],
                 drop_paths=[next(rates) for _ in range(plan.depths[index])],
                 norm=norm,
+                layer_scale=layer_scale,
             )
             for index, (in_channels, dim) in enumerate(zip((3, *plan.dims[:-1]), plan.dims, strict=True))
         )

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamgan import checkpoint, dist
 from hamgan import config as configuration
-from hamgan import dist
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.subset import Subset, hold_out
 from hamgan.models.discriminator import Discriminator
@@ -154,7 +154,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
         raise ValueError(f"the checkpoint's step is {reprlib.repr(step)} and its best {reprlib.repr(best)}")
     networks = {"G": run.G.network, "D": run.D.network, "G_ema": run.G_ema}
     for name, network in networks.items():
-        _check_tensors(name, network.state_dict(), state[name])
+        checkpoint.check_tensors(name, network.state_dict(), state[name])
     optimizers = {"g_optimizer": run.G.optimizer, "d_optimizer": run.D.optimizer}
     moments = {name: _moments(name, optimizer, state[name]["state"]) for name, optimizer in optimizers.items()}
     for name, network in networks.items():
@@ -163,21 +163,6 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
         # The groups' settings are the configuration's, not the file's.
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments[name]})
     run.step, run.best, run.sentinel = step, best, sentinel
-
-
-def _check_tensors(where: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Check that a mapping holds tensors of the right names, shapes and dtypes, and nothing else."""
-    if ours.keys() != theirs.keys():
-        key = min(map(str, ours.keys() ^ theirs.keys()))
-        raise ValueError(f"the checkpoint's {where} has not the tensors of this network: {reprlib.repr(key)}")
-    for name, tensor in ours.items():
-        other = theirs[name]
-        kinds = [(t.shape, t.dtype, t.layout, t.is_meta) for t in (tensor, other)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"the checkpoint's {where}.{name} is {other.dtype} {tuple(other.shape)}; this network needs "
-                f"{tensor.dtype} {tuple(tensor.shape)}"
-            )
 
 
 def _moments(where: str, optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Tensor]]) -> dict[int, Any]:
@@ -192,6 +177,6 @@ def _moments(where: str, optimizer: torch.optim.Optimizer, saved: dict[int, dict
     state = {}
     for index, weight in enumerate(weights):
         ours = {"step": torch.zeros(()), "exp_avg": weight.detach(), "exp_avg_sq": weight.detach()}
-        _check_tensors(f"{where}[{index}]", ours, saved[index])
+        checkpoint.check_tensors(f"{where}[{index}]", ours, saved[index])
         state[index] = {key: torch.empty_like(tensor).copy_(saved[index][key]) for key, tensor in ours.items()}
     return state

@@ -20,8 +20,9 @@ from hamgan.config import dump_toml
 from hamgan.segmentation.config import TrainConfig, load_config
 from hamgan.segmentation.load import public_state_dict
 from hamgan.segmentation.model import Logits, SegmentationConfig, Segmentor
+from hamgan.segmentation.open_data import open_data
 from hamgan.segmentation.optimizer import OptimizerConfig
-from hamgan.segmentation.run import loss_of
+from hamgan.segmentation.run import build_run, loss_of, restore
 from hamgan.segmentation.trained import open_trained
 from hamgan.segmentation.training import train
 
@@ -65,6 +66,18 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(tiny_run: TrainCon
     assert pictures[0] == pictures[1]
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again_without_double_rows(
+    tiny_run: TrainConfig, tmp_path: Path
+) -> None:
+    run = train(replace(tiny_run, steps=3), preset="p", root=tmp_path)
+    expected = rows(run, "loss")
+    for file in run.glob("checkpoint-*.pt"):
+        file.unlink()
+    assert train(replace(tiny_run, steps=3), preset="p", root=tmp_path) == run
+    assert rows(run, "loss") == expected and [step for step, _ in rows(run, "miou")] == [3]
+
+
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_nothing_but_time(tiny_run: TrainConfig, tmp_path: Path) -> None:
     config = replace(tiny_run, steps=8, log=replace(tiny_run.log, checkpoint_every=1, test_every=0))
     preset = tmp_path / "killed.toml"
@@ -190,6 +203,34 @@ def test_what_does_not_fit_is_named_and_nothing_is_lost(tiny_run: TrainConfig, f
     (folders / "masks" / "val" / "2.png").rename(folders / "masks" / "val" / "3.png")
     (folders / "images" / "val" / "2.jpg").rename(folders / "images" / "val" / "3.jpg")
     refused(pairs, "holds other images than this run began with", with_run)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_checkpoint_that_is_not_a_run_s_state_is_refused(kind: str, tiny_run: TrainConfig, tmp_path: Path) -> None:
+    config = replace(tiny_run, steps=1, optimizer=replace(tiny_run.optimizer, kind=kind))
+    state = checkpoint.load(train(config, preset="p", root=tmp_path) / "checkpoint-00000001.pt")
+    run = build_run(config, torch.device("cpu"), open_data(config.data, "train"), fresh=False)
+    restore(run, state)
+    assert run.step == 1
+    assert_same(state["optimizer"]["state"], run.optimizer.state_dict()["state"])
+    key = "exp_avg" if kind == "adamw" else "momentum_buffer"
+    moments = state["optimizer"]["state"]
+
+    def refused(message: str, **changed: object) -> None:
+        with pytest.raises(ValueError, match=message):
+            restore(run, state | changed)
+
+    short = moments[0] | {key: moments[0][key].flatten()[:1]}
+    refused(rf"optimizer\[0\]\.{key} is torch.float32 \(1,\)", optimizer={"state": moments | {0: short}})
+    refused(r"optimizer\[0\] has not the tensors", optimizer={"state": moments | {0: {}}})
+    refused("optimizer has entry '9999' of", optimizer={"state": moments | {9999: moments[0]}})
+    refused("the checkpoint's state is damaged", optimizer=3)
+    refused("step is -1", step=-1)
+    weights = dict(state["model"])
+    weights["head.classify.bias"] = torch.zeros(3)
+    refused(r"model\.head\.classify\.bias is torch.float32 \(3,\)", model=weights)
+    del weights["head.classify.bias"]
+    refused("has not the tensors of this network: 'head.classify.bias'", model=weights)
 
 
 @pytest.mark.parametrize("preset", sorted(CONFIGS.glob("segmentation_*.toml")), ids=lambda path: path.stem)
