@@ -15,18 +15,10 @@ Run: python benchmarks/context_block.py [--repeats N] [--no-memory] [--maps 32 6
 """
 
 import argparse
-import ctypes
-import gc
-import os
-import re
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measure import memory_of, print_memory, take_turns
 from reference import networks as plain
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -91,59 +83,26 @@ def multiply_adds(name: str, side: int) -> float:
     return counter.get_total_flops() / 2
 
 
-def take_turns(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each, taken in turns after two rounds to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats + 2):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[2:]) for name, values in times.items()}
-
-
-def print_memory(name: str, side: int) -> None:
-    """Print the memory, MB, that the passes add at the most in this process."""
-    run = passes(name, side)
-    run()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    held = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-    run()
-    run()
-    print(f"memory {_status('VmHWM') - held:.1f}")
-
-
-def _status(key: str) -> float:
-    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match[1]) * 1024 / 1e6
-
-
-def memory_of(name: str, side: int) -> float:
-    """Return `print_memory`'s figure from a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", name, "--maps", str(side)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "MALLOC_MMAP_THRESHOLD_": str(2**16)}
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    return float(re.findall(r"^memory ([\d.-]+)$", out, re.MULTILINE)[0])
+def added_memory(name: str, side: int) -> float:
+    """Return the memory that a block's passes add, MB."""
+    return memory_of(__file__, "--memory-of", name, "--maps", str(side))[0]
 
 
 def print_map(side: int, *, repeats: int, memory: bool) -> None:
     """Measure the blocks on one map and print their table."""
     channels, rank, batch = MAPS[side]
-    seconds = take_turns({name: passes(name, side) for name in BLOCKS}, repeats)
+    seconds = take_turns({name: passes(name, side) for name in BLOCKS}, repeats, warmup=2)
     print(f"\n### {side}x{side}, {channels} channels, rank {rank}, batch {batch}\n")
     print(
         "| block | ms | of plain attention | of the paper's | added memory, MB | of plain attention | GMAC an image |"
     )
     print("|---|---|---|---|---|---|---|")
     first, paper = seconds["attention, plain products"], seconds["Hamburger, as the paper's code"]
-    most = memory_of("attention, plain products", side) if memory else 0.0
+    most = added_memory("attention, plain products", side) if memory else 0.0
     for name, value in seconds.items():
         row = [name, f"{value * 1e3:.1f}", f"{value / first:.2f}", f"{value / paper:.2f}"]
         if memory:
-            added = memory_of(name, side)
+            added = added_memory(name, side)
             row += [f"{added:.0f}", f"{added / most:.2f}"]
         else:
             row += ["", ""]
@@ -160,7 +119,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=list(BLOCKS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print_memory(options.memory_of, options.maps[0])
+        print_memory(passes(options.memory_of, options.maps[0]))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {options.repeats}")
     for side in options.maps:

@@ -9,13 +9,13 @@ Run: python benchmarks/metrics_extraction.py [--threads 2] [--rounds 15]
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import seconds
 from PIL import Image
 
 from hamgan.metrics import Extractor, FolderImages, InceptionScore, load_extractor
@@ -35,13 +35,6 @@ def inception() -> Extractor:
         preprocess=preprocess_tf1,
         network=network,
     )
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def bare_passes(extractor: Extractor, images: torch.Tensor, threads: int) -> dict[str, Callable[[], object]]:

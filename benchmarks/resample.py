@@ -6,12 +6,12 @@ Forward and backward, channels_last, both sides in one run; a ratio above 1 mean
 Run: python benchmarks/resample.py
 """
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from measure import take_turns
 from torch import Tensor
 
 from hamgan.nn import resample
@@ -21,16 +21,11 @@ SIZES = [(32, 256, 128, 4), (32, 128, 64, 8), (32, 64, 32, 16), (8, 128, 64, 32)
 """Batch, channels in and out, side of the low-resolution map."""
 
 
-def seconds(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> float:
-    """Return the median time of a forward and a backward pass."""
-    times = []
-    for _ in range(REPEATS + 1):
-        x.grad = weight.grad = None
-        start = time.perf_counter()
-        out = run(x, weight.to(x.dtype))
-        out.backward(torch.ones_like(out))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def forward_and_backward(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor) -> None:
+    """Take the gradients of both."""
+    x.grad = weight.grad = None
+    out = run(x, weight.to(x.dtype))
+    out.backward(torch.ones_like(out))
 
 
 def fused_up(x: Tensor, weight: Tensor) -> Tensor:
@@ -69,7 +64,9 @@ def main() -> None:
                 x = torch.randn(batch, c_in, size, size).contiguous(memory_format=torch.channels_last)
                 x = x.to(dtype).requires_grad_(True)
                 weight = torch.randn(c_out, c_in, 3, 3, requires_grad=True)
-                slow, fast = seconds(plain, x, weight), seconds(fused, x, weight)
+                sides = {"plain": plain, "fused": fused}
+                calls = {side: partial(forward_and_backward, run, x, weight) for side, run in sides.items()}
+                slow, fast = take_turns(calls, REPEATS).values()
                 kind = str(dtype).removeprefix("torch.")
                 row = f"{name:6} {batch:5} {c_in:5} {c_out:5} {side:4} {kind:>9} {slow * 1e3:9.1f} {fast * 1e3:9.1f}"
                 print(f"{row} {slow / fast:6.2f}")

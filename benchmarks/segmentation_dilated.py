@@ -6,11 +6,11 @@ Both sides in one run, on the maps of VAN-Small at 512x512 and of a training bat
 Run: python benchmarks/segmentation_dilated.py
 """
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from measure import take_turns
 from torch import Tensor, nn
 
 from hamgan.segmentation.layers import DilatedDepthwiseConv
@@ -18,16 +18,6 @@ from hamgan.segmentation.layers import DilatedDepthwiseConv
 REPEATS = 11
 SHAPES = [(1, 64, 128), (1, 128, 64), (1, 320, 32), (1, 512, 16), (16, 32, 24), (16, 128, 6)]
 """Batch, channels, side."""
-
-
-def milliseconds(run: Callable[[], object]) -> float:
-    """Return the median time of a call."""
-    times = []
-    for _ in range(REPEATS + 2):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:]) * 1e3
 
 
 def forward_and_backward(conv: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -44,7 +34,7 @@ def main() -> None:
         f" {'lib. f+b':>9} {'ours f+b':>9} {'ratio':>6} {'error':>8}"
     )
     for batch, channels, side in SHAPES:
-        for name, memory_format in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
+        for layout, memory_format in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
             for dtype in (torch.float32, torch.bfloat16):
                 conv = DilatedDepthwiseConv(channels, 7, dilation=3).to(dtype)
                 x = torch.randn(batch, channels, side, side, dtype=dtype).contiguous(memory_format=memory_format)
@@ -53,16 +43,17 @@ def main() -> None:
                 def library(x: Tensor, conv: nn.Conv2d = conv) -> Tensor:
                     return nn.Conv2d.forward(conv, x)
 
-                times = []
+                sides = {"library": library, "ours": conv}
                 with torch.inference_mode():
                     expected = library(x)
                     error = float((conv(x) - expected).abs().max() / expected.abs().max())
-                    times += [milliseconds(lambda run=run, x=x: run(x)) for run in (library, conv)]
-                times += [milliseconds(lambda run=run, x=x: forward_and_backward(run, x)) for run in (library, conv)]
-                a, b, c, d = times
+                    forward = take_turns({name: partial(run, x) for name, run in sides.items()}, REPEATS, warmup=2)
+                training = {name: partial(forward_and_backward, run, x) for name, run in sides.items()}
+                times = [*forward.values(), *take_turns(training, REPEATS, warmup=2).values()]
+                a, b, c, d = (value * 1e3 for value in times)
                 size, kind = f"{batch}x{channels}x{side}", str(dtype).removeprefix("torch.")
                 print(
-                    f"{size:>18} {name:>13} {kind:>8} {a:8.2f} {b:8.2f} {a / b:6.1f} {c:9.2f} {d:9.2f} {c / d:6.1f}"
+                    f"{size:>18} {layout:>13} {kind:>8} {a:8.2f} {b:8.2f} {a / b:6.1f} {c:9.2f} {d:9.2f} {c / d:6.1f}"
                     f" {error:8.1e}"
                 )
 

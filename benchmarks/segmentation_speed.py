@@ -12,11 +12,10 @@ Run: python benchmarks/segmentation_speed.py
 """
 
 import copy
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from measure import take_turns
 from torch import Tensor, nn
 
 from hamgan.nn.decomposition import MatrixDecomposition
@@ -77,19 +76,6 @@ def relative_rms(ours: Tensor, exact: Tensor) -> float:
     return float((ours.double() - exact).square().mean().sqrt() / exact.std())
 
 
-def time_sides(sides: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
-    """Return the median seconds of each side, their calls interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(REPEATS + 2):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            logits = run()
-            if repeat >= 2:
-                times[name].append(time.perf_counter() - start)
-            del logits
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 @torch.inference_mode()
 def main() -> None:
     """Print the tables."""
@@ -112,7 +98,7 @@ def main() -> None:
         "channels_last float32": lambda: float32(images),
         "channels_last bfloat16": in_bf16,
     }
-    seconds = time_sides(sides)
+    seconds = take_turns(sides, REPEATS, warmup=2)
     exact = copy.deepcopy(model).double()(images.double())
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, 1x3x{SIZE}x{SIZE}, medians of {REPEATS}")
     print(f"{'':46} {'ms':>7} {'speed':>6} {'relative error':>15}")

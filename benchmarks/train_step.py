@@ -8,36 +8,25 @@ MFU: the floating-point operations of the *reference's* step over the time, as a
 Above 100 % means faster than the reference's operations could run at all in float32.
 
 Memory: each side in a process of its own, which takes a step (so that gradients and Adam's moments exist), notes what it
-holds, and takes two more; `step` is what these add to it at the most (Linux's VmHWM), `process` is the highest in all.
+holds, and takes two more; `step` is what these add to it at the most (Linux's VmHWM), `process` is the highest in all. malloc
+is told to give every large block back at once, so that the figures count what is alive, not what the heap keeps.
 
 Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-bf16]
 """
 
 import argparse
-import copy
-import ctypes
-import gc
-import os
-import re
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from measure import memory_of, print_memory, take_turns
 from reference.step import Draw, ReferenceStep
 from torch.utils.flop_counter import FlopCounterMode
 
-from hamgan.device import resolve_autocast
-from hamgan.models.discriminator import Discriminator
-from hamgan.models.generator import Generator
 from hamgan.training.config import TrainConfig, load_config
-from hamgan.training.ema import update_ema
-from hamgan.training.noise import NoiseSource
-from hamgan.training.step import MicroBatch, Player, d_phase, g_phase
+from hamgan.training.trial import trial_step
 
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -59,56 +48,13 @@ def _case(name: str) -> str:
     return name
 
 
-def case_config(case: str) -> TrainConfig:
+def case_config(case: str, precision: str = "fp32") -> TrainConfig:
     """Return a case's configuration."""
     preset, channels, batch = CASES[case]
     overrides = [f"--{net}.channels={channels}" for net in ("generator", "discriminator")]
-    return load_config(CONFIGS / preset, [*overrides, f"--batch_size={batch}", "--micro_batch=0"])
-
-
-def our_step(config: TrainConfig, precision: str) -> Callable[[], None]:
-    """Return our whole training step, as `training.loop` takes it."""
-    nets = [
-        net.to(memory_format=torch.channels_last)
-        for net in (Generator(config.generator), Discriminator(config.discriminator))
-    ]
-    G, D = (
-        Player(
-            network=net,
-            call=net,
-            optimizer=torch.optim.Adam(
-                net.parameters(), lr=one.lr, betas=(one.beta1, one.beta2), eps=one.eps, fused=True
-            ),
-        )
-        for net, one in zip(nets, (config.g_optimizer, config.d_optimizer), strict=True)
+    return load_config(
+        CONFIGS / preset, [*overrides, f"--batch_size={batch}", "--micro_batch=0", f"--precision={precision}"]
     )
-    average = copy.deepcopy(nets[0]).eval().requires_grad_(False)
-    _, autocast = resolve_autocast("bf16" if precision == "bf16" else "fp32", CPU)
-    options = {"objective": config.objective, "augmentation": config.augment, "autocast": autocast}
-    take_d = partial(d_phase, G, D, penalize=False, **options)
-    take_g = partial(g_phase, G, D, **options)
-    source = NoiseSource(
-        seed=0,
-        z_dim=config.generator.z_dim,
-        num_classes=config.generator.num_classes,
-        batch_size=config.batch_size,
-        device=CPU,
-    )
-    draw = random_draw(config)
-    count = 0
-
-    def step() -> None:
-        nonlocal count
-        batches = [
-            [MicroBatch(real=draw.real, y=draw.y, noise=source.draw(count, phase, 0, 0, config.batch_size))]
-            for phase in ("d", "g")
-        ]
-        take_d(batches[0])
-        take_g(batches[1])
-        count += 1
-        update_ema(average, nets[0], count, config.ema)
-
-    return step
 
 
 def reference_step(config: TrainConfig, *, bf16: bool = False) -> Callable[[], None]:
@@ -132,10 +78,9 @@ def random_draw(config: TrainConfig) -> Draw:
 
 def build(case: str, side: str) -> Callable[[], None]:
     """Return the step of one side of a case."""
-    config = case_config(case)
     if side.startswith("reference"):
-        return reference_step(config, bf16=side.endswith("bf16"))
-    return our_step(config, side)
+        return reference_step(case_config(case), bf16=side.endswith("bf16"))
+    return trial_step(case_config(case, side), CPU)
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
@@ -147,46 +92,6 @@ def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
         torch.mm(a, b)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-
-def take_turns(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each step, taken in turns after one round to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def print_memory(case: str, side: str) -> None:
-    """Print the memory, MB, of this process taking steps: (added by a step, highest in all)."""
-    step = build(case, side)
-    step()
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    held = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
-    step()
-    step()
-    highest = _status("VmHWM")
-    print(f"memory {highest - held:.1f} {highest:.1f}")
-
-
-def _status(key: str) -> float:
-    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match[1]) * 1024 / 1e6
-
-
-def memory_of(case: str, side: str) -> tuple[float, float]:
-    """Return `print_memory`'s figures from a process of its own."""
-    command = [sys.executable, __file__, case, "--memory-of", side]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    added, highest = re.findall(r"^memory ([\d.]+) ([\d.]+)$", out, re.MULTILINE)[0]
-    return float(added), float(highest)
 
 
 def print_case(case: str, *, repeats: int, memory: bool, sides: tuple[str, ...], peak: float) -> None:
@@ -207,7 +112,7 @@ def print_case(case: str, *, repeats: int, memory: bool, sides: tuple[str, ...],
         row = [side, f"{seconds[side] * 1e3:.0f}", f"{batch / seconds[side]:.1f}"]
         row += [f"{seconds['reference'] / seconds[side]:.2f}", f"{flops / seconds[side] / peak:.0%}"]
         if memory:
-            added, highest = memory_of(case, side)
+            added, highest = memory_of(__file__, case, "--memory-of", side)
             first = first or (added, highest)
             row += [f"{added:.0f}", f"{added / first[0]:.2f}", f"{highest:.0f}", f"{highest / first[1]:.2f}"]
         else:
@@ -225,7 +130,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=(*SIDES, "reference-bf16"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print_memory(options.cases[0], options.memory_of)
+        print_memory(build(options.cases[0], options.memory_of))
         return
     sides = (*SIDES, "reference-bf16") if options.reference_bf16 else SIDES
     peak, bf16_peak = matmul_peak(torch.float32), matmul_peak(torch.bfloat16)

@@ -16,12 +16,12 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from measure import seconds
 
 from hamgan import checkpoint
 from hamgan.device import resolve_autocast, resolve_device
@@ -58,13 +58,6 @@ def stepper(run: Run, sums: Averages) -> tuple[Callable[[], None], Stream]:
         update_ema(run.G_ema, run.G.network, run.step, config.ema)
 
     return step, stream
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long one call takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def tensors_of(state: object) -> list[torch.Tensor]:

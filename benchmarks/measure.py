@@ -1,0 +1,80 @@
+"""What several benchmarks measure with: calls that take turns, and the memory that is alive. Not a benchmark itself."""
+
+import ctypes
+import gc
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+LARGE_BLOCK = 2**16
+"""Bytes from which malloc takes a block from the system and gives it back at once."""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    result = work()
+    taken = time.perf_counter() - start
+    del result  # freeing it is not timed
+    return taken
+
+
+def take_turns(works: Mapping[str, Callable[[], object]], repeats: int, *, warmup: int = 1) -> dict[str, float]:
+    """Return the median seconds of each, called in turns, so that what else the machine does hits all alike.
+
+    Args:
+        works: What to time, by name.
+        repeats: Timed rounds.
+        warmup: Rounds before them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(warmup + repeats):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    return {name: statistics.median(values[warmup:]) for name, values in times.items()}
+
+
+def status_mb(key: str) -> float:
+    """Return a size that Linux keeps of this process, MB: VmRSS, or VmHWM, the highest so far."""
+    match = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024 / 1e6
+
+
+def print_memory(work: Callable[[], object]) -> None:
+    """Print, for `memory_of`, what later calls of this process's work add at the most to what is held after the first."""
+    work()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    held = status_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    work()
+    work()
+    highest = status_mb("VmHWM")
+    print(f"memory {highest - held:.1f} {highest:.1f}")
+
+
+def memory_of(file: str, *arguments: str) -> tuple[float, float]:
+    """Return the memory of a process of its own, MB: (added at the most, highest in all).
+
+    malloc is told to give every large block back at once, so that the figures count what is alive, not what the heap keeps.
+
+    Args:
+        file: A benchmark's.
+        arguments: With which it calls `print_memory`.
+    """
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "MALLOC_MMAP_THRESHOLD_": str(LARGE_BLOCK),
+    }
+    command = [sys.executable, file, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    [(added, highest)] = re.findall(r"^memory (-?[\d.]+) ([\d.]+)$", done.stdout, re.MULTILINE)
+    return float(added), float(highest)
