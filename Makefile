@@ -55,8 +55,8 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## run every benchmark, one after the other
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+bench: $(INSTALLED) ## run every benchmark with short settings and write benchmarks/results.md
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 clean: ## remove what setup and tests made; runs and data stay
 	rm -rf $(VENV) build *.egg-info hamgan/data/*.so .pytest_cache .ruff_cache .mypy_cache

@@ -29,6 +29,7 @@ from hamgan.nn.spectral_norm import SpectralNormConfig
 
 MAPS = {32: (256, 32, 8), 64: (192, 24, 4), 128: (96, 16, 1)}
 """Side of the map, pixels: channels, rank, batch."""
+QUICK = ["--repeats", "5"]
 EQUALITY = SpectralNormConfig()
 
 

@@ -38,6 +38,7 @@ from hamgan.data.folder import FileReader  # noqa: E402
 from hamgan.data.resample import resize_square  # noqa: E402
 from hamgan.data.worker import BlockBuilder, Job  # noqa: E402
 
+QUICK = ["--images", "1000", "--rounds", "2", "--resizes", "lanczos", "tfgan"]
 DISTINCT = 64
 
 

@@ -24,6 +24,8 @@ from hamgan.data.loader import BatchLoader
 from hamgan.data.sampler import ShuffledSampler
 from hamgan.data.staging import seal
 
+QUICK = ["--images", "5120", "--seconds", "2"]
+
 
 def write_files(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write the same images as ours, as BigGAN-PyTorch's, and in blocks of 64."""

@@ -22,6 +22,8 @@ from hamgan.metrics import Extractor, FolderImages, InceptionScore, load_extract
 from hamgan.metrics.collect import collect
 from hamgan.metrics.extractors.inception import InceptionFID, preprocess_tf1
 
+QUICK = ["--rounds", "7"]
+
 
 def inception() -> Extractor:
     """The network with random weights: speed does not depend on them."""

@@ -12,6 +12,8 @@ import scipy.linalg
 
 from hamgan.metrics import FrechetReference, Moments
 
+QUICK = ["--dim", "1024", "--samples", "3000"]
+
 
 def gaussian(dim: int, samples: int, seed: int) -> Moments:
     """Moments as a sample would give them: a Wishart covariance with a spectrum over four decades."""

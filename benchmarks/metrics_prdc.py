@@ -11,6 +11,8 @@ import numpy as np
 
 from hamgan.metrics import prdc
 
+QUICK = ["--images", "5000"]
+
 
 def features(count: int, dim: int, seed: int) -> np.ndarray:
     """Non-negative float32 features, made in blocks so that making them does not set the peak."""

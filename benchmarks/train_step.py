@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hamgan.training.config import TrainConfig, load_config
 from hamgan.training.trial import trial_step
 
+QUICK = ["--repeats", "5"]
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "configs"
 CASES = {

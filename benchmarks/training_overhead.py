@@ -37,6 +37,7 @@ from hamgan.training.step import d_phase, g_phase
 from hamgan.training.stream import Stream
 
 PRESET = Path(__file__).parents[1] / "configs" / "emoji32.toml"
+QUICK = ["--rounds", "3"]
 TARGET = 0.02
 
 

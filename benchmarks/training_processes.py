@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 PRESET = Path(__file__).parents[1] / "configs" / "emoji32.toml"
+QUICK = ["--rounds", "1"]
 ROW = 5
 """Steps a row of statistics."""
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
