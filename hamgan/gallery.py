@@ -49,9 +49,13 @@ def open_drawer(
         print(f"warning: {path}: {ready.warning}", file=sys.stderr)
     elif truncation is not None or batch_norm != "auto":
         print(f"{path}: batch norm takes the {ready.batch_norm}", file=sys.stderr)
+    return Drawer(G=ready.generator, class_names=shot.class_names, title=title_of(path, shot))
+
+
+def title_of(path: Path, shot: snapshot.Snapshot) -> str:
+    """Name a snapshot by its step, or by its file where that is not known."""
     step = shot.provenance.get("step")
-    title = f"step {step:,}" if isinstance(step, int) else path.stem
-    return Drawer(G=ready.generator, class_names=shot.class_names, title=title)
+    return f"step {step:,}" if isinstance(step, int) else path.stem
 
 
 def open_drawers(

@@ -40,6 +40,7 @@ LAYERS = {
     "hamgan.interop": 3,
     "hamgan.training.observer": 4,
     "hamgan.training.loop": 5,
+    "hamgan.explore": 6,
     "hamgan.cli": 7,
     "hamgan.__main__": 8,
 }

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from hamgan import __version__
-from hamgan.cli import data, evaluation, interop, latent, plan, report, sample, segmentation, snapshots, train
+from hamgan.cli import data, evaluation, explore, interop, latent, plan, report, sample, segmentation, snapshots, train
 from hamgan.config import split_options
 
 EXIT_BAD_INPUT = 2
@@ -15,7 +15,7 @@ EXIT_LEFT_BEHIND = 1
 LONGEST_LINE = 1500
 """Letters of an error; what a stranger's file holds may be longer."""
 TOO_LARGE = ("out of memory", "allocate memory", "size calculation overflowed")
-COMMANDS = (train, plan, report, sample, latent, snapshots, data, evaluation, interop, segmentation)
+COMMANDS = (train, plan, report, sample, latent, explore, snapshots, data, evaluation, interop, segmentation)
 """In the order of the help page; each module adds its commands."""
 OVERRIDABLE = {("train",): train.OPTIONS, ("plan",): plan.OPTIONS, ("segmentation", "train"): segmentation.OPTIONS}
 """Commands that take any key of a configuration beside these options of their own."""
