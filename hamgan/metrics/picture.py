@@ -124,6 +124,7 @@ def _curve(sizes: list[float], values: list[float]) -> Image.Image:
     left, right, top, bottom = 70, part.width - 20, 10, 260
     _, limit = np.polyfit(1 / np.array(sizes), values, 1)
     low, high = min([*values, float(limit)]), max(values)
+    low -= (high - low) / 20  # else the limit would lie on the axis
     span = (high - low) or 1.0
 
     def place(size: float, value: float) -> tuple[float, float]:

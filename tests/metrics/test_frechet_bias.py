@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from hamgan.metrics import FrechetReference, Moments, frechet_infinity, frechet_jackknife
 from hamgan.metrics.stats import FeatureStats
@@ -9,6 +10,15 @@ from hamgan.metrics.stats import FeatureStats
 D = 24
 REFERENCE = FrechetReference(Moments(np.zeros(D), np.eye(D), 10**6))
 TRUE = D * 0.1**2  # from N(0, 1.1^2 I) to N(0, I)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    # A thousand eigenproblems of 24 x 24: on busy cores threads would wait for each other a hundred times as long.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
