@@ -16,6 +16,8 @@ from hamgan.data.labels import LabelTable
 from hamgan.data.source import Keys, Locator, Reader, Source, is_image_name
 
 _STORED, _DEFLATED = 0, 8
+_LARGEST_IMAGE = 2**28  # bytes that an image in a zip may unpack to: a small zip can hold gigabytes of zeros
+_LONGEST_NAME = 1000
 
 
 class RangeReader(Reader):
@@ -48,10 +50,13 @@ class RangeReader(Reader):
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         data = self._pread(header_offset + 30 + name_length + extra_length, size)
         if method == _DEFLATED:
+            inflate = zlib.decompressobj(-15)
             try:
-                data = zlib.decompress(data, wbits=-15)
+                data = inflate.decompress(data, _LARGEST_IMAGE)
             except zlib.error as error:
                 raise ValueError(f"damaged in the zip ({error})") from None
+            if not inflate.eof:
+                raise ValueError(f"truncated in the zip, or larger than {_LARGEST_IMAGE >> 20} MiB")
         if zlib.crc32(data) != crc:
             raise ValueError("damaged in the zip (CRC differs)")
         return data
@@ -95,8 +100,16 @@ class Listing:
         self._locator_length = locator_length
 
     def add(self, key: str, locator: tuple[int, ...], size: int) -> None:
-        """Add a member if its name promises an image."""
+        """Add a member if its name promises an image.
+
+        Raises:
+            ValueError: If the name is too long to be one.
+        """
         key = key.removeprefix("./")
+        if len(key) > _LONGEST_NAME:
+            raise ValueError(
+                f"a member's name has {len(key)} letters, {key[:20]!r} and so on; at most {_LONGEST_NAME} are read"
+            )
         if not is_image_name(key) or key.startswith("__MACOSX/"):
             self.ignored += 1
             self.first_ignored = self.first_ignored or key
@@ -119,9 +132,12 @@ def list_zip(path: Path) -> Listing:
     listing = Listing(locator_length=4)
     try:
         with zipfile.ZipFile(path) as archive:
+            end = os.path.getsize(path)
             for info in archive.infolist():
                 if info.is_dir():
                     continue
+                if not 0 <= info.header_offset <= end - info.compress_size or info.file_size >= 2**62:
+                    raise zipfile.BadZipFile(f"member {info.filename[:_LONGEST_NAME]!r} lies outside of the file")
                 if is_image_name(info.filename) and info.flag_bits & 1:
                     raise ValueError(f"{path}: member {info.filename!r} is encrypted")
                 if is_image_name(info.filename) and info.compress_type not in (_STORED, _DEFLATED):
@@ -131,7 +147,7 @@ def list_zip(path: Path) -> Listing:
                     )
                 locator = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
                 listing.add(info.filename, locator, info.file_size)
-    except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, struct.error, NotImplementedError, OSError, ValueError) as error:
         raise ValueError(f"{path}: unreadable or truncated zip ({error})") from None
     return listing
 

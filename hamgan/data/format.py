@@ -21,6 +21,8 @@ from hamgan.data.sparse import PAGE, SparseBytes
 FORMAT = "hamgan-data"
 VERSION = 1
 BLOCK_IMAGES = 64
+LARGEST_SIDE = 4096
+_SLACK = 2**24  # bytes that a list may take beyond its file's length, as compressed ones can
 
 
 @dataclass(kw_only=True)
@@ -178,9 +180,9 @@ def read_header(file: h5py.File, path: Path) -> Header:
     try:
         header = Header(
             resolution=int(file.attrs["resolution"]),
-            labels=file["labels"][...].astype(np.int64),
-            class_names=tuple(_read_strings(file["class_names"])),
-            block_crc32=file["block_crc32"][...].astype(np.uint32),
+            labels=read_list(file, "labels", "iu").astype(np.int64),
+            class_names=tuple(_read_strings(file, "class_names")),
+            block_crc32=read_list(file, "block_crc32", "u").astype(np.uint32),
             resize=_text(file, "resize"),
             background=_integers(file, "background", 3),
             source=_text(file, "source"),
@@ -190,12 +192,13 @@ def read_header(file: h5py.File, path: Path) -> Header:
             creator=_text(file, "creator"),
         )
         if "missing_keys" in file:
-            header.missing = list(zip(_read_strings(file["missing_keys"]), _read_strings(file["missing_reasons"])))
+            header.missing = list(zip(_read_strings(file, "missing_keys"), _read_strings(file, "missing_reasons")))
         if "part_names" in file:
-            header.parts = list(zip(_read_strings(file["part_names"]), file["part_counts"][...].tolist()))
+            header.parts = list(zip(_read_strings(file, "part_names"), read_list(file, "part_counts", "iu").tolist()))
         expected = int(file.attrs["header_crc32"])
-        counts = file["class_counts"][...]
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        counts = read_list(file, "class_counts", "iu")
+        _check_header(header)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ValueError(f"{path}: damaged header ({_first_line(error)})") from None
     if header.checksum() != expected or not np.array_equal(counts, header.class_counts()):
         raise ValueError(f"{path}: damaged header (its CRC32 is not {expected:08x})")
@@ -214,8 +217,46 @@ def _integers(file: h5py.File, name: str, count: int) -> Any:
     return values
 
 
-def _read_strings(dataset: h5py.Dataset) -> list[str]:
-    return [bytes(value).decode("utf-8", "surrogateescape") for value in dataset[...]]
+def _read_strings(file: h5py.File, name: str) -> list[str]:
+    return [bytes(value).decode("utf-8", "surrogateescape") for value in read_list(file, name, "S")]
+
+
+def read_list(file: h5py.File, name: str, kinds: str) -> NDArray[Any]:
+    """Read an array of one dimension that need not be what it should.
+
+    Args:
+        file: An open file.
+        name: Of the array.
+        kinds: The numpy kinds that are allowed, such as "iu".
+
+    Raises:
+        ValueError: If it is something else, or claims far more than the file can hold.
+        KeyError: If there is none.
+    """
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind not in kinds:
+        what = f"{dataset.dtype} {dataset.shape}" if isinstance(dataset, h5py.Dataset) else "no array"
+        raise ValueError(f"{name} is {what}")
+    if dataset.nbytes > _SLACK + file.id.get_filesize():
+        raise ValueError(f"{name} claims {dataset.nbytes} bytes, the file has {file.id.get_filesize()}")
+    return dataset[...]
+
+
+def _check_header(header: Header) -> None:
+    """Check what the reader relies on, since a stranger can make a checksum right.
+
+    Raises:
+        ValueError: If the header contradicts itself.
+    """
+    count, classes = len(header.labels), len(header.class_names)
+    if not 1 <= header.resolution <= LARGEST_SIDE:
+        raise ValueError(f"resolution {header.resolution} is outside 1..{LARGEST_SIDE}")
+    if not count or header.labels.min() < 0 or header.labels.max() >= classes:
+        raise ValueError(f"its {count} labels are not all within its {classes} classes")
+    if header.block_images < 1 or len(header.block_crc32) != -(-count // header.block_images):
+        raise ValueError(f"{len(header.block_crc32)} checksums for {count} images in blocks of {header.block_images}")
+    if header.parts and (min(n for _, n in header.parts) < 1 or sum(n for _, n in header.parts) != count):
+        raise ValueError(f"its parts do not make up {count} images")
 
 
 def open_hdf5(path: Path) -> h5py.File:

@@ -1,6 +1,7 @@
 """Read training files: ours, and as they are those of BigGAN-PyTorch and StudioGAN."""
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from hamgan.data.format import Header
 from hamgan.data.storage import Storage, open_storage
 
 Pixels = NDArray[np.uint8]
+
+# Of foreign files, whose numbers nothing vouches for.
+_LARGEST_CHUNK = 2**28  # bytes: HDF5 unpacks one as a whole
+_MOST_CLASSES = 2**20
 
 
 class TrainingFile:
@@ -52,7 +57,10 @@ class TrainingFile:
             if ours:
                 self._describe(file_format.read_header(file, self.path))
             elif "imgs" in names and "labels" in names:
-                self._describe_foreign(file)
+                try:
+                    self._describe_foreign(file)
+                except (KeyError, OSError, RuntimeError, TypeError) as error:
+                    raise ValueError(f"{self.path}: damaged ({str(error).splitlines()[0]})") from None
             else:
                 found = ", ".join(names) or "nothing"
                 raise ValueError(f"{self.path}: not a training file (it holds {found}, not images or imgs and labels)")
@@ -74,14 +82,24 @@ class TrainingFile:
 
     def _describe_foreign(self, file: h5py.File) -> None:
         images, labels = file["imgs"], file["labels"]
+        if not isinstance(images, h5py.Dataset) or not isinstance(labels, h5py.Dataset):
+            raise ValueError(f"{self.path}: imgs and labels are not both arrays")
         shape = images.shape
         if images.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
             raise ValueError(f"{self.path}: imgs is {images.dtype} {shape}, not uint8 (N, 3, R, R)")
         if labels.shape != shape[:1] or not shape[0]:
             raise ValueError(f"{self.path}: labels has shape {labels.shape} beside {shape[0]} images")
-        self.labels = labels[...].astype(np.int64)
+        chunk = math.prod(images.chunks or (0,))
+        if not 1 <= shape[2] <= file_format.LARGEST_SIDE or chunk > _LARGEST_CHUNK:
+            raise ValueError(f"{self.path}: imgs is {shape} in chunks of {chunk} bytes: too large, or empty")
+        try:
+            self.labels = file_format.read_list(file, "labels", "iu").astype(np.int64)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
         if self.labels.min() < 0:
             raise ValueError(f"{self.path}: label {self.labels.min()} is negative")
+        if self.labels.max() >= _MOST_CLASSES:
+            raise ValueError(f"{self.path}: label {self.labels.max()} is outside 0..{_MOST_CLASSES - 1}")
         self.resolution = int(shape[2])
         self.class_names = tuple(str(i) for i in range(int(self.labels.max()) + 1))
         digest = hashlib.sha256(repr((shape, os.path.getsize(self.path))).encode())

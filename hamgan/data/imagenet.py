@@ -79,7 +79,10 @@ def _wordnet_ids(meta: Path) -> list[str]:
     """Return the WordNet ids of the numbers 1..1000."""
     for variable in matfile.variables(meta):
         if variable.name == "synsets":
-            ids = {int(s["ILSVRC2012_ID"].item()): str(s["WNID"]) for s in variable.value()}
+            try:
+                ids = {int(s["ILSVRC2012_ID"].item()): str(s["WNID"]) for s in variable.value()}
+            except (TypeError, KeyError, ValueError, AttributeError, OverflowError):  # not a list of structs with these
+                break
             if not set(range(1, _NUM_CLASSES + 1)) <= set(ids):
                 break
             return [ids[number] for number in range(1, _NUM_CLASSES + 1)]

@@ -1,6 +1,7 @@
 """Labels that come in a file of their own: tables of (path, label), and ImageNet's validation ground truth."""
 
 import csv
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ _HEADER_WORDS = (
     *("path", "paths", "file", "files", "filename", "filenames", "file_name"),
     *("image", "images", "image_id", "imageid", "name", "key"),
 )
+_LONGEST_ROW = 4000  # letters; names and paths, not a file of another kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,11 @@ def read_label_table(path: Path, class_names: list[str] | None = None) -> LabelT
     comma = any("," in line for line in text[:1])
     rows = csv.reader(text) if comma else (line.rsplit(None, 1) for line in text)
     kaggle = False
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(_rows(path, rows), 1):
         if not row:
             continue
+        if sum(map(len, row)) > _LONGEST_ROW and not kaggle:
+            raise ValueError(f"{path} line {number}: it is longer than {_LONGEST_ROW} letters")
         if len(row) < 2:
             raise ValueError(f"{path} line {number}: {row[0]!r} is not a path and a label")
         if number == 1 and row[0].strip().lower() in _HEADER_WORDS:
@@ -88,10 +92,17 @@ def read_label_table(path: Path, class_names: list[str] | None = None) -> LabelT
     return LabelTable(path=path, keys=keys, labels=labels, class_names=names, lines=lines)
 
 
+def _rows(path: Path, rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a table of path and label ({error})") from None
+
+
 def _number(path: Path, raw: list[str], lines: list[int],
             class_names: list[str] | None) -> tuple[NDArray[np.int64], list[str]]:  # fmt: skip
     """Turn labels as written into class indices and class names."""
-    integers = all(label.lstrip("-").isdecimal() for label in raw)
+    integers = all(label.removeprefix("-").isdecimal() for label in raw)
     if class_names is not None:
         index_of = {name: i for i, name in enumerate(class_names)}
         labels = []
@@ -128,7 +139,7 @@ def read_ground_truth(path: Path) -> NDArray[np.int64] | None:
     lines = _text(path).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    if not lines or not all(line.strip().lstrip("-").isdecimal() for line in lines):
+    if not lines or not all(line.strip().removeprefix("-").isdecimal() for line in lines):
         return None
     numbers = np.asarray([int(line) for line in lines], np.int64)
     for line, number in enumerate(numbers, 1):

@@ -34,6 +34,8 @@ _TYPES = {
     17: "u2",
 }
 _CHUNK = 2**20
+_LARGEST = 2**26  # bytes of an array that is read into memory: a small compressed file can hold gigabytes
+_MOST_CHILDREN = 10**6
 
 
 class _Stream(Protocol):
@@ -65,7 +67,7 @@ class _Inflated:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, struct.error, zlib.error, IndexError) as error:
+    except (ValueError, struct.error, zlib.error, IndexError, RecursionError) as error:
         raise ValueError(f"{path}: damaged or truncated ({error})") from None
 
 
@@ -95,6 +97,8 @@ class Variable:
 
     def _element(self) -> NDArray[Any]:
         kind, length, data = self._tag()
+        if length > _LARGEST:
+            raise ValueError(f"an element of {length} bytes")
         if not data:
             data = _exactly(self._stream, length)
             _exactly(self._stream, -length % 8)
@@ -127,6 +131,8 @@ class Variable:
 
     def _value(self) -> Any:
         count = math.prod(self.shape)
+        if count < 0 or (self.kind in (_CELL, _STRUCT) and count > _MOST_CHILDREN):
+            raise ValueError(f"variable {self.name or 'inside'} has {count} elements")
         if self.kind == _CHAR:
             return "".join(chr(v) for v in self._element())
         if self.kind == _CELL:
@@ -135,6 +141,8 @@ class Variable:
             width = int(self._element()[0])
             names = self._element().tobytes()
             fields = [names[i : i + width].split(b"\0")[0].decode("latin1") for i in range(0, len(names), width)]
+            if not fields:
+                raise ValueError(f"struct {self.name or 'inside'} has no fields")
             return [{field: self._child() for field in fields} for _ in range(count)]
         if self.kind in _NUMERIC_CLASSES:
             return self._element().reshape(self.shape, order="F") if count else np.empty(self.shape)

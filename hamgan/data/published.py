@@ -1,8 +1,11 @@
 """CIFAR-10, CIFAR-100, SVHN and FashionMNIST in the files that torchvision downloads."""
 
+import lzma
+import math
 import pickle
 import struct
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +24,8 @@ _CIFAR100_BATCHES = {"train": ("train",), "test": ("test",)}
 _FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+_PIECE = 2**20
+_LARGEST_IDX = 2**28  # bytes, five times as many as there are: a small compressed file can hold gigabytes
 _FASHION_PREFIX = {"train": "train", "test": "t10k"}
 
 
@@ -190,8 +195,9 @@ def _cifar_archive(path: Path, folder: str, split: str) -> Source:
                 contents[name] = _unpickle(file, f"{path}: {name}")
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]}") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: unreadable or truncated archive ({error})") from None
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: unreadable or truncated archive ({reason})") from None
     return _cifar(path, contents, batches, ten=ten)
 
 
@@ -258,14 +264,19 @@ def _idx(folder: Path, name: str, ndim: int) -> tuple[Path, NDArray[np.uint8]]:
     path = folder / name if (folder / name).exists() else folder / (name + ".gz")
     try:
         with open_plain(path) as file:
-            data = file.read()
-    except EOFError as error:
+            head = file.read(4 + 4 * ndim)
+            if len(head) < 4 + 4 * ndim or head[:4] != bytes((0, 0, 8, ndim)):
+                raise ValueError(f"{path}: not an IDX file of bytes with {ndim} dimensions")
+            shape = struct.unpack(f">{ndim}I", head[4:])
+            count = math.prod(shape)
+            if count > _LARGEST_IDX:
+                raise ValueError(f"{path}: its {'x'.join(map(str, shape))} bytes are more than FashionMNIST's")
+            data = bytearray()
+            while len(data) <= count and (piece := file.read(min(_PIECE, count + 1 - len(data)))):
+                data += piece
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path}: damaged or truncated ({error})") from None
-    start = 4 + 4 * ndim
-    if len(data) < start or data[:4] != bytes((0, 0, 8, ndim)):
-        raise ValueError(f"{path}: not an IDX file of bytes with {ndim} dimensions")
-    shape = struct.unpack(f">{ndim}I", data[4:start])
-    pixels = np.frombuffer(data, np.uint8, offset=start)
-    if len(pixels) != np.prod(shape):
-        raise ValueError(f"{path}: damaged or truncated ({len(pixels)} bytes for {'x'.join(map(str, shape))})")
-    return path, pixels.reshape(shape)
+    if len(data) != count:
+        found = f"more than {count}" if len(data) > count else len(data)
+        raise ValueError(f"{path}: damaged or truncated ({found} bytes for {'x'.join(map(str, shape))})")
+    return path, np.frombuffer(data, np.uint8).reshape(shape)
