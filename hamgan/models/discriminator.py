@@ -11,6 +11,7 @@ from hamgan.models.arch import discriminator_plan
 from hamgan.nn.blocks import ContextKind, DBlock, build_context
 from hamgan.nn.hamburger import HamburgerConfig
 from hamgan.nn.init import WeightInit, initialize
+from hamgan.nn.recompute import recomputed
 from hamgan.nn.spectral_norm import SNEmbedding, SNLinear, SpectralNormConfig
 
 
@@ -83,6 +84,7 @@ class Discriminator(nn.Module):
         )
         self.linear = SNLinear(plan[-1].out_channels, 1, spectral_norm=config.spectral_norm)
         self.embedding = SNEmbedding(config.num_classes, plan[-1].out_channels, spectral_norm=config.spectral_norm)
+        self.recompute = False
         initialize(self, config.weight_init)
 
     def forward(self, x: Tensor, y: Tensor, bases: Tensor | None = None) -> Tensor:
@@ -107,7 +109,7 @@ class Discriminator(nn.Module):
         """Return the sum-pooled features, (B, channels of the last block), float32; arguments as in `forward`."""
         h = x.contiguous(memory_format=torch.channels_last)
         for block, context in zip(self.blocks, self.contexts, strict=True):
-            h = block(h)
+            h = recomputed(block, h) if self.recompute and self.training else block(h)
             if not isinstance(context, nn.Identity):
                 h = context(h, None, bases)
         return F.relu(h).sum((2, 3), dtype=torch.float32)

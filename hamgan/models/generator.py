@@ -14,6 +14,7 @@ from hamgan.nn.class_table import ClassTable
 from hamgan.nn.hamburger import HamburgerConfig
 from hamgan.nn.init import WeightInit, initialize
 from hamgan.nn.norm import BatchNorm, ConditionalBatchNorm
+from hamgan.nn.recompute import recomputed
 from hamgan.nn.spectral_norm import SNConv2d, SNLinear, SpectralNormConfig
 
 INITIAL_RESOLUTION = 4
@@ -126,6 +127,7 @@ class Generator(nn.Module):
             cross_replica=config.cross_replica,
         )
         self.output_conv = SNConv2d(plan[-1].out_channels, 3, 3, spectral_norm=config.spectral_norm)
+        self.recompute = False
         initialize(self, config.weight_init)
 
     def forward(self, z: Tensor, y: Tensor, bases: Tensor | None = None) -> Tensor:
@@ -153,7 +155,7 @@ class Generator(nn.Module):
         h = h.contiguous(memory_format=torch.channels_last)
         for index, (block, context) in enumerate(zip(self.blocks, self.contexts, strict=True)):
             condition = torch.cat([c, chunks[index + 1]], 1) if self.num_chunks > 1 else c
-            h = block(h, condition)
+            h = recomputed(block, h, condition) if self.recompute and self.training else block(h, condition)
             if not isinstance(context, nn.Identity):
                 h = context(h, condition, bases)
         return torch.tanh(self.output_conv(F.relu(self.output_norm(h), inplace=True)))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hamgan.nn.class_table import ClassTable
+from hamgan.nn.recompute import is_repeating
 from hamgan.nn.replicas import standardize
 from hamgan.nn.spectral_norm import SNLinear, SpectralNormConfig
 
@@ -38,9 +39,10 @@ class BatchStatistics(nn.Module):
         """Standardise (B, C, H, W) by the batch's statistics in training and by the running ones in evaluation."""
         if self.spans_replicas():
             return self._across_replicas(x)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, training=self.training, momentum=self.momentum, eps=self.eps
-        )
+        mean, var = self.running_mean, self.running_var
+        if self.training and is_repeating():
+            mean, var = mean.clone(), var.clone()
+        return F.batch_norm(x, mean, var, training=self.training, momentum=self.momentum, eps=self.eps)
 
     def spans_replicas(self) -> bool:
         """Say whether the next forward takes its statistics over several processes."""
@@ -48,6 +50,8 @@ class BatchStatistics(nn.Module):
 
     def _across_replicas(self, x: Tensor) -> Tensor:
         y, mean, var, count = standardize(x, self.eps)
+        if is_repeating():
+            return y
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
         return y

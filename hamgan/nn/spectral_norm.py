@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hamgan.nn.precision import compute_dtype, float32_island
+from hamgan.nn.recompute import is_repeating
 from hamgan.nn.resample import conv2d, conv2d_downsample, upsample_conv2d
 
 
@@ -41,10 +42,14 @@ class SpectralNorm(nn.Module):
     """
 
     u: Tensor
+    held: bool
+    """Whether u stays as it is in training too; sigma is then that of u and one product with the weight."""
 
     def __init__(self, weight: Tensor, config: SpectralNormConfig) -> None:
         super().__init__()
         self.config = config
+        self.held = False
+        self._last: tuple[Tensor, Tensor] | None = None
         num_out, num_in = weight.shape[0], weight[0].numel()
         length = num_out if config.side == "output" else num_in
         self.register_buffer("u", F.normalize(torch.randn(length), dim=0))
@@ -72,15 +77,22 @@ class SpectralNorm(nn.Module):
     @torch.no_grad()
     def _iterate(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Take one power iteration; return the vectors over c_out and over c_in * kh * kw, the latter in memory order."""
+        if self.training and is_repeating():
+            assert self._last is not None
+            return self._last
         matrix = matrix_of(weight)
         output_side = self.config.side == "output"
         u = self.u if output_side else to_memory_order(self.u, weight)
         there, back = (matrix.t(), matrix) if output_side else (matrix, matrix.t())
         v = F.normalize(torch.mv(there, u), dim=0, eps=self.config.eps)
-        u = F.normalize(torch.mv(back, v), dim=0, eps=self.config.eps)
-        if self.training:
-            self.u.copy_(u if output_side else from_memory_order(u, weight))
-        return (u, v) if output_side else (v, u)
+        if not (self.training and self.held):
+            u = F.normalize(torch.mv(back, v), dim=0, eps=self.config.eps)
+            if self.training:
+                self.u.copy_(u if output_side else from_memory_order(u, weight))
+        vectors = (u, v) if output_side else (v, u)
+        if self.training and not torch.compiler.is_compiling():
+            self._last = vectors
+        return vectors
 
     @torch.no_grad()
     def sigma(self, weight: Tensor) -> Tensor:

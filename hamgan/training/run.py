@@ -52,8 +52,8 @@ class Run:
 def build_run(config: TrainConfig, device: torch.device, data: TrainingFile) -> Run:
     """Build networks and optimisers, the same on every process."""
     torch.manual_seed(config.seed)
-    G = build_player(Generator(config.generator), config.g_optimizer, device, compiled=config.compile)
-    D = build_player(Discriminator(config.discriminator), config.d_optimizer, device, compiled=config.compile)
+    G = build_player(Generator(config.generator), config.g_optimizer, config, device)
+    D = build_player(Discriminator(config.discriminator), config.d_optimizer, config, device)
     shown, held_out = hold_out(data, config.data.hold_out, config.seed)
     return Run(
         config=config,
@@ -68,11 +68,12 @@ def build_run(config: TrainConfig, device: torch.device, data: TrainingFile) -> 
 
 
 def build_player(
-    network: torch.nn.Module, optimizer: OptimizerConfig, device: torch.device, *, compiled: bool
+    network: Generator | Discriminator, optimizer: OptimizerConfig, config: TrainConfig, device: torch.device
 ) -> Player:
     """Move a network to its device and layout, the same on every process, and build its optimiser."""
     network = network.to(device).to(memory_format=torch.channels_last)
     dist.broadcast_module(network)
+    network.recompute = config.recompute
     adam = torch.optim.Adam(
         network.parameters(),
         lr=optimizer.lr,
@@ -80,7 +81,7 @@ def build_player(
         eps=optimizer.eps,
         fused=True,
     )
-    return Player(network=network, call=torch.compile(network) if compiled else network, optimizer=adam)
+    return Player(network=network, call=torch.compile(network) if config.compile else network, optimizer=adam)
 
 
 def copy_average(network: torch.nn.Module) -> Generator:

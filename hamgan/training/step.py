@@ -4,14 +4,16 @@ A phase takes a list of micro-batches, adds up their gradients, averages them ov
 optimiser step. It returns its statistics as tensors on the device: nothing here waits for the device.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hamgan import dist
+from hamgan.nn.spectral_norm import SpectralNorm
 from hamgan.training.augment import AugmentConfig, augment
 from hamgan.training.losses import LossName, add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
 from hamgan.training.noise import Noise
@@ -31,6 +33,9 @@ class StepConfig:
     """Weight of the gradient penalty on real images, as gamma / 2; 0: none."""
     r2_gamma: float = 0.0
     """Weight of the gradient penalty on generated images, as gamma / 2; 0: none."""
+    power_iterations: Literal["forward", "step"] = "forward"
+    """How often spectral norm takes its power iteration: at every training forward, as published, or once an optimiser step
+    of the network whose weights they are."""
     penalty_every: int = 16
     """Penalties are taken in every so many-th D step, multiplied by as many (lazy regularisation)."""
     d_orthogonal: float = 0.0
@@ -48,6 +53,15 @@ class StepConfig:
     def penalizes(self, d_step: int) -> bool:
         """Say whether D's step of this number, from 0, takes the gradient penalties."""
         return bool(self.r1_gamma or self.r2_gamma) and d_step % self.penalty_every == 0
+
+    def holds(self, *, optimizes: bool, index: int) -> bool:
+        """Say whether a network's singular vectors are held in a forward pass.
+
+        Args:
+            optimizes: Whether the phase is the network's own.
+            index: Of the micro-batch, from 0.
+        """
+        return self.power_iterations == "step" and not (optimizes and index == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +122,14 @@ def d_phase(
     D.network.requires_grad_(True)
     D.optimizer.zero_grad(set_to_none=True)
     parts = []
-    for batch in batches:
+    for index, batch in enumerate(batches):
         noise, y = batch.noise, batch.fake_classes(objective)
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), autocast(), _held(G, objective.holds(optimizes=False, index=index)):
             fake = G.call(noise.z, y, noise.keys_g)
         images = torch.cat([fake.float(), batch.real])
         images = augment(images, torch.cat([noise.augment_fake, noise.augment_real]), augmentation)
         images = images.requires_grad_(penalize)
-        with autocast():
+        with autocast(), _held(D, objective.holds(optimizes=True, index=index)):
             logits = D.call(images, torch.cat([y, batch.y]), torch.cat([noise.keys_d_fake, noise.keys_d_real]))
         fake_logits, real_logits = logits.float().chunk(2)
         loss = d_loss(objective.loss, real_logits, fake_logits)
@@ -155,16 +169,16 @@ def g_phase(
     D.network.requires_grad_(False)
     G.optimizer.zero_grad(set_to_none=True)
     parts = []
-    for batch in batches:
+    for index, batch in enumerate(batches):
         noise, y = batch.noise, batch.fake_classes(objective)
-        with autocast():
+        with autocast(), _held(G, objective.holds(optimizes=True, index=index)):
             fake = G.call(noise.z, y, noise.keys_g)
         images, keys = augment(fake.float(), noise.augment_fake, augmentation), noise.keys_d_fake
         if objective.loss == "relativistic":
             real = augment(batch.real, noise.augment_real, augmentation)
             images, y = torch.cat([images, real]), torch.cat([y, batch.y])
             keys = torch.cat([keys, noise.keys_d_real])
-        with autocast():
+        with autocast(), _held(D, objective.holds(optimizes=False, index=index)):
             logits = D.call(images, y, keys)
         fake_logits, *rest = logits.float().split(len(noise.z))
         loss = g_loss(objective.loss, fake_logits, rest[0] if rest else None)
@@ -172,6 +186,19 @@ def g_phase(
         parts.append({"g_loss": loss.detach()})
     norm = _finish(G, objective.g_orthogonal)
     return _mean(parts) | {"g_grad_norm": norm}
+
+
+@contextmanager
+def _held(player: Player, held: bool) -> Iterator[None]:
+    """Hold a network's singular vectors as they are within the context, if so wanted."""
+    norms = [module for module in player.network.modules() if isinstance(module, SpectralNorm)] if held else []
+    for norm in norms:
+        norm.held = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.held = False
 
 
 def _penalty(logits: Tensor, images: Tensor, objective: StepConfig) -> Tensor:

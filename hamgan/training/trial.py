@@ -1,6 +1,7 @@
 """A whole training step on random images, to be timed or measured: no data, no run folder."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,22 +13,32 @@ from hamgan.training.config import TrainConfig
 from hamgan.training.ema import update_ema
 from hamgan.training.noise import NoiseSource, Phase
 from hamgan.training.run import build_player, copy_average
-from hamgan.training.step import MicroBatch, d_phase, g_phase
+from hamgan.training.step import MicroBatch, Player, d_phase, g_phase
 
 
-def trial_step(config: TrainConfig, device: torch.device) -> Callable[[], None]:
-    """Build networks and optimisers and return the step that `loop` takes, without penalties, for one process.
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Networks and their step; a call takes `d_steps` D steps, one G step and the EMA's."""
+
+    G: Player
+    D: Player
+    take: Callable[[], None]
+
+    def __call__(self) -> None:
+        """Take a step."""
+        self.take()
+
+
+def trial_step(config: TrainConfig, device: torch.device) -> Trial:
+    """Build networks and optimisers and the step that `loop` takes, without penalties, for one process.
 
     Args:
         config: Everything that the step depends on.
         device: Where it is computed.
-
-    Returns:
-        A call takes `d_steps` D steps, one G step and the EMA's.
     """
     torch.manual_seed(config.seed)
-    G = build_player(Generator(config.generator), config.g_optimizer, device, compiled=config.compile)
-    D = build_player(Discriminator(config.discriminator), config.d_optimizer, device, compiled=config.compile)
+    G = build_player(Generator(config.generator), config.g_optimizer, config, device)
+    D = build_player(Discriminator(config.discriminator), config.d_optimizer, config, device)
     average = copy_average(G.network)
     micro, num_micro = config.micro_batches(1)
     _, autocast = resolve_autocast(config.precision, device)
@@ -60,4 +71,4 @@ def trial_step(config: TrainConfig, device: torch.device) -> Callable[[], None]:
         step += 1
         update_ema(average, G.network, step, config.ema)
 
-    return take
+    return Trial(G=G, D=D, take=take)

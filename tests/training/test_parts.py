@@ -10,6 +10,7 @@ from torch import nn
 
 from hamgan.models.discriminator import Discriminator, DiscriminatorConfig
 from hamgan.models.generator import Generator, GeneratorConfig
+from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNorm, SpectralNormConfig
 from hamgan.training.augment import NUM_RANDOM, AugmentConfig, augment, flip
 from hamgan.training.ema import EmaConfig, ema_decay, update_ema
 from hamgan.training.health import class_diversity, ham_statistics, largest_sigmas
@@ -134,6 +135,50 @@ def micro_batches(g: GeneratorConfig, *, count: int, size: int) -> list[MicroBat
     y = torch.arange(total) % g.num_classes
     cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
     return [MicroBatch(real=real[c], y=y[c], noise=source.draw(0, "d", 0, c.start, c.stop)) for c in cuts]
+
+
+def test_power_iterations_are_taken_once_an_optimiser_step_where_so_wanted(
+    tiny_generator_config: GeneratorConfig, tiny_discriminator_config: DiscriminatorConfig
+) -> None:
+    """The D phase of two micro-batches advances G by none and D by one; the G phase likewise the other way round."""
+    G, D = players(tiny_generator_config, tiny_discriminator_config)
+    batches = micro_batches(tiny_generator_config, count=2, size=4)
+    options = {
+        "objective": StepConfig(power_iterations="step"),
+        "augmentation": AugmentConfig(),
+        "autocast": contextlib.nullcontext,
+    }
+
+    def advanced(player: Player) -> dict[str, torch.Tensor]:
+        twin = copy.deepcopy(player.network).train()
+        for module in twin.modules():
+            if isinstance(module, SNConv2d | SNLinear | SNEmbedding):
+                module.spectral_norm(module.weight)
+        return {name: u for name, u in twin.state_dict().items() if name.endswith(".u")}
+
+    def agree(player: Player, expected: dict[str, torch.Tensor]) -> bool:
+        state = player.network.state_dict()
+        return all(torch.allclose(state[name], u, atol=1e-6) for name, u in expected.items())
+
+    before = {name: u.clone() for name, u in G.network.state_dict().items() if name.endswith(".u")}
+    expected = advanced(D)
+    d_phase(G, D, batches, penalize=False, **options)  # type: ignore[arg-type]
+    assert agree(G, before) and agree(D, expected)
+    expected_g = advanced(G)
+    g_phase(G, D, batches, **options)  # type: ignore[arg-type]
+    assert agree(G, expected_g) and agree(D, expected)
+    assert not agree(G, before)
+    assert not any(module.held for module in G.network.modules() if isinstance(module, SpectralNorm))
+
+
+def test_held_vectors_give_their_own_sigma() -> None:
+    torch.manual_seed(0)
+    layer = SNLinear(6, 5, spectral_norm=SpectralNormConfig()).train()
+    layer.spectral_norm.held = True
+    u = layer.spectral_norm.u.clone()
+    normalised = layer.spectral_norm(layer.weight)
+    assert torch.allclose(layer.weight / normalised, torch.linalg.vector_norm(layer.weight.t() @ u).expand(5, 6))
+    assert torch.equal(u, layer.spectral_norm.u)
 
 
 @pytest.mark.parametrize("loss", ["hinge", "non_saturating", "relativistic"])
