@@ -11,12 +11,13 @@ Memory: each side in a process of its own, which takes a step (so that gradients
 holds, and takes two more; `step` is what these add to it at the most (Linux's VmHWM), `process` is the highest in all. malloc
 is told to give every large block back at once, so that the figures count what is alive, not what the heap keeps.
 
-Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-bf16]
+Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-bf16] [--recompute]
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,8 @@ CASES = {
 """Preset, width, batch."""
 DEFAULT_CASES = ("biggan128", "hamgan128", "emoji32")
 SIDES = ("reference", "fp32", "bf16")
+REFERENCE_BF16 = ("reference-bf16",)
+RECOMPUTE = ("fp32-recompute", "bf16-recompute")
 
 
 def _case(name: str) -> str:
@@ -81,7 +84,8 @@ def build(case: str, side: str) -> Callable[[], None]:
     """Return the step of one side of a case."""
     if side.startswith("reference"):
         return reference_step(case_config(case), bf16=side.endswith("bf16"))
-    return trial_step(case_config(case, side), CPU)
+    precision, _, recompute = side.partition("-")
+    return trial_step(replace(case_config(case, precision), recompute=bool(recompute)), CPU)
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
@@ -128,12 +132,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--reference-bf16", action="store_true", help="also run the reference under bf16 autocast")
-    parser.add_argument("--memory-of", choices=(*SIDES, "reference-bf16"), help=argparse.SUPPRESS)
+    parser.add_argument("--recompute", action="store_true", help="also ours with gradient checkpointing")
+    parser.add_argument("--memory-of", choices=(*SIDES, *REFERENCE_BF16, *RECOMPUTE), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         print_memory(build(options.cases[0], options.memory_of))
         return
-    sides = (*SIDES, "reference-bf16") if options.reference_bf16 else SIDES
+    sides = SIDES + REFERENCE_BF16 * options.reference_bf16 + RECOMPUTE * options.recompute
     peak, bf16_peak = matmul_peak(torch.float32), matmul_peak(torch.bfloat16)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {options.repeats}")
     print(f"matrix product of 2048: {peak / 1e9:.0f} GFLOP/s in float32, {bf16_peak / 1e9:.0f} in bfloat16")
