@@ -20,7 +20,7 @@ import sys
 import tempfile
 import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -354,14 +354,14 @@ def alarm(number: int, frame: FrameType | None) -> None:
     raise Hang
 
 
-def main(kind: str, count: int = 1000, seed: int = 0) -> int:
+def main(kind: str, count: int = 1000, seed: int = 0, kinds: Mapping[str, Callable[[Path], Any]] = KINDS) -> int:
     """Try many cases; return the number of those that went wrong."""
     signal.signal(signal.SIGALRM, alarm)
     loaded = refused = 0
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        fuzz = KINDS[kind](root)
+        fuzz = kinds[kind](root)
         around = sorted(root.iterdir())
         os.chdir(fuzz.folder)
         for case in range(count):

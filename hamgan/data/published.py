@@ -201,6 +201,10 @@ def _cifar_archive(path: Path, folder: str, split: str) -> Source:
     return _cifar(path, contents, batches, ten=ten)
 
 
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and abs(int(value)) < 2**31
+
+
 def _cifar(path: Path, contents: dict[str, dict[str, Any]], batches: Sequence[str], *, ten: bool) -> Source:
     label_key, names_key = ("labels", "label_names") if ten else ("fine_labels", "fine_label_names")
     keys, pixels, labels = Keys(), [], []
@@ -208,7 +212,7 @@ def _cifar(path: Path, contents: dict[str, dict[str, Any]], batches: Sequence[st
         data, given = contents[batch].get("data"), contents[batch].get(label_key)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise ValueError(f"{path}: {batch} has no data of uint8 (N, 3072)")
-        if not isinstance(given, list) or len(given) != len(data):
+        if not isinstance(given, list) or len(given) != len(data) or not all(_is_label(v) for v in given):
             raise ValueError(f"{path}: {batch} has no {label_key} for its {len(data)} images")
         for i in range(len(data)):
             keys.append(f"{batch}/{i:05d}")
