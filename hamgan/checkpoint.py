@@ -155,9 +155,16 @@ def _refuse_inflation(path: Path) -> None:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError):
         return  # torch's older format, or damaged
+    except OSError as error:
+        raise _nameless(path, error) from None
     size = path.stat().st_size
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
         raise DamagedFileError(f"{path}: refused: its entries are larger than the file")
+
+
+def _nameless(path: Path, error: OSError) -> OSError | DamagedFileError:
+    """Return an error that names the file: a place outside it, to which a damaged file points, gives one that names none."""
+    return error if error.filename is not None else DamagedFileError(f"{path}: damaged ({error})")
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
@@ -193,6 +200,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
         struct.error,
     ):
         raise DamagedFileError(f"{path}: damaged or not a torch file") from None
+    except OSError as error:
+        raise _nameless(path, error) from None
     if not isinstance(loaded, dict):
         raise DamagedFileError(f"{path}: holds a {type(loaded).__name__}; a dict of tensors is expected")
     return loaded

@@ -4,6 +4,7 @@ What a file's keys and shapes tell is read from them; what they do not (steps, b
 """
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,26 @@ def _weights_of(path: Path) -> Weights:
     if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path}: holds no weights (a dict of tensors, or one under 'state_dict')")
     for name, value in weights.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{path}: {name} is a {type(value).__name__}; a tensor is expected")
-    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path}: {reprlib.repr(name)} is a {type(value).__name__}; a name and a tensor are expected"
+            )
+        if problem := _problem(name, value):
+            raise ValueError(f"{path}: {reprlib.repr(name)} {problem}")
+    return {name: value.detach().float() if value.is_floating_point() else value for name, value in weights.items()}
+
+
+def _problem(name: str, value: Tensor) -> str:
+    """Say why a tensor cannot be a weight; empty: it can."""
+    if value.layout != torch.strided or value.is_meta:
+        return "is sparse or has no values; a dense tensor is expected"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"is {tuple(value.shape)} and stores fewer numbers than that"
+    if name.endswith(IGNORED_SUFFIX):
+        return ""
+    if not value.is_floating_point():
+        return f"is {value.dtype}; floating point is expected"
+    return "" if bool(value.isfinite().all()) else "holds numbers that are not finite"
 
 
 def _read_sizes(weights: Weights, path: Path) -> dict[str, Any]:
@@ -280,7 +298,7 @@ def _shape(weights: Weights, name: str, path: Path) -> tuple[int, ...]:
 
 def _depth(weights: Weights, prefix: str, path: Path) -> int:
     indices = {name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)}
-    numbers = sorted(int(index) for index in indices if index.isdigit())
+    numbers = sorted(int(index) for index in indices if index.isdecimal() and len(index) < 6)
     if not numbers or numbers != list(range(len(numbers))):
         raise ValueError(f"{path}: {prefix}* are blocks {numbers}; 0, 1, and so on without a gap are expected")
     return len(numbers)

@@ -59,7 +59,7 @@ def open_voc(root: Path, split: str) -> PairedFiles:
         VOC_CLASSES,
         voc_palette(num_classes),
         conversion=identity_conversion(num_classes),
-        read_mask=partial(_read_mask, field="GTcls"),
+        read_mask=partial(read_mask, field="GTcls"),
     )
 
 
@@ -110,7 +110,7 @@ def open_context(root: Path, split: str) -> PairedFiles:
     pairs = [_pair(root, name, masks / f"{name}{suffix}") for name in names]
     palette = voc_palette(len(CONTEXT_CLASSES) + 1)[1:]
     return PairedFiles(
-        pairs, CONTEXT_CLASSES, palette, conversion=conversion, read_mask=partial(_read_mask, field="LabelMap")
+        pairs, CONTEXT_CLASSES, palette, conversion=conversion, read_mask=partial(read_mask, field="LabelMap")
     )
 
 
@@ -160,7 +160,7 @@ def _pair(root: Path, name: str, mask: Path, instead: Path | None = None) -> Pai
     return Pair(name=name, image=root / "JPEGImages" / f"{name}.jpg", mask=mask)
 
 
-def _read_mask(path: Path, *, field: str) -> NDArray[np.integer]:
+def read_mask(path: Path, *, field: str) -> NDArray[np.integer]:
     """Read a mask, (H, W); of a MATLAB file the field named: SBD's GTcls.Segmentation, Context's LabelMap."""
     if path.suffix != ".mat":
         return read_mask_image(path)
@@ -170,6 +170,11 @@ def _read_mask(path: Path, *, field: str) -> NDArray[np.integer]:
         raise ValueError(f"{path}: reading MATLAB masks needs scipy: pip install scipy") from None
     try:
         value = loadmat(path)[field]
-        return np.asarray(value["Segmentation"][0, 0] if value.dtype.names else value)
-    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{path}: no mask in it ({field}: {error})") from None
+        mask = np.asarray(value["Segmentation"][0, 0] if value.dtype.names else value)
+    except Exception as error:  # damaged files have it fail in every way that Python knows
+        raise ValueError(f"{path}: no mask in it ({field}: {' '.join(str(error).split())[:200]})") from None
+    if mask.ndim != 2 or mask.dtype.kind not in "iu" or not mask.size:
+        raise ValueError(
+            f"{path}: no mask in it ({field} is {mask.dtype} {mask.shape}; whole numbers (H, W) are expected)"
+        )
+    return mask
