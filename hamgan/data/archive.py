@@ -16,7 +16,7 @@ from hamgan.data.labels import LabelTable
 from hamgan.data.source import Keys, Locator, Reader, Source, is_image_name
 
 _STORED, _DEFLATED = 0, 8
-_LARGEST_IMAGE = 2**28  # bytes that an image in a zip may unpack to: a small zip can hold gigabytes of zeros
+_LARGEST_IMAGE = 2**27  # bytes that an image in a zip may unpack to: a small zip can hold gigabytes of zeros
 _LONGEST_NAME = 1000
 
 
@@ -209,7 +209,7 @@ def _list_tar_range(listing: Listing, path: Path, fd: int, start: int, size: int
                 else:
                     listing.add(name, (start + member.offset_data, member.size), member.size)
             end_of_archive = archive.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OverflowError) as error:
         raise ValueError(f"{place} unreadable or truncated tar ({error})") from None
     # A download cut between two members looks complete but for the two zero blocks that end a tar.
     window.seek(end_of_archive)

@@ -167,7 +167,7 @@ def _unpickle(file: IO[bytes], place: str) -> dict[str, Any]:
     try:
         content = _DataOnly(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"{place}: not a CIFAR file, or a damaged one ({error})") from None
+        raise ValueError(f"{place}: not a CIFAR file, or a damaged one ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{place}: not a CIFAR file")
     return content
@@ -195,7 +195,7 @@ def _cifar_archive(path: Path, folder: str, split: str) -> Source:
                 contents[name] = _unpickle(file, f"{path}: {name}")
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]}") from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, EOFError, OSError, OverflowError, zlib.error, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: unreadable or truncated archive ({reason})") from None
     return _cifar(path, contents, batches, ten=ten)

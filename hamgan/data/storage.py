@@ -197,7 +197,7 @@ def _own_run(path: Path, part: Path, count: int, resolution: int) -> Run:
         raise FileNotFoundError(f"{path}: its part {part} is gone")
     with open_hdf5(part) as file:
         images = file.get("images")
-        offset = images.id.get_offset() if images is not None and not images.is_virtual else None
+        offset = images.id.get_offset() if isinstance(images, h5py.Dataset) and not images.is_virtual else None
         if offset is None or images.shape != (count, resolution, resolution, 3):
             raise ValueError(f"{part}: does not hold {count} images of {resolution}x{resolution} as plain bytes")
     return Run(part, int(offset), count)
