@@ -60,6 +60,13 @@ def _open_folder(path: Path, table: Path | None, names: list[str] | None) -> Sou
     return folder.labelled_files(path, read_label_table(table, names))
 
 
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except OverflowError:  # a header that claims more bytes than there are numbers; listing it says where
+        return True
+
+
 def _open_file(path: Path, table: Path | None, names: list[str] | None, scratch: Path) -> Source:
     if path.suffix.lower() in _TABLE_SUFFIXES:
         return folder.labelled_files(path.parent, read_label_table(path, names))
@@ -72,7 +79,7 @@ def _open_file(path: Path, table: Path | None, names: list[str] | None, scratch:
         start = file.read(512)
     if start[:2] == b"PK" or zipfile.is_zipfile(data_path):
         listing = archive.list_zip(path)
-    elif tarfile.is_tarfile(data_path) or path.name.endswith((".tar", ".tar.gz", ".tgz")):
+    elif _is_tar(data_path) or path.name.endswith((".tar", ".tar.gz", ".tgz")):
         listing = archive.list_tar(path, data_path)
     else:
         raise ValueError(f"{path}: neither a zip nor a tar archive, a table of labels nor a published data set's file")
