@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sample eval test test-slow lint bench clean
+.PHONY: help setup train sample eval test test-slow lint bench notebooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ lint: $(INSTALLED) ## check style and types
 
 bench: $(INSTALLED) ## run every benchmark with short settings and write benchmarks/results.md
 	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+notebooks: $(INSTALLED) ## run the notebooks (or those in ARGS) and keep their outputs
+	$(BIN)/python scripts/notebooks.py $(ARGS)
 
 clean: ## remove what setup and tests made; runs and data stay
 	rm -rf $(VENV) build *.egg-info hamgan/data/*.so .pytest_cache .ruff_cache .mypy_cache
