@@ -116,7 +116,7 @@ def test_what_no_weight_tells_is_an_argument(tmp_path: Path) -> None:
 def test_published_systems_are_known_by_their_sizes(tmp_path: Path) -> None:
     """Backbone's name, drop path and rank, none of which a weight tells; the file's values do not matter."""
     config = SegmentationConfig(backbone="van_tiny", rank=16)
-    weights = {name: torch.zeros(()).expand(t.shape) for name, t in public_state_dict(Segmentor(config)).items()}
+    weights = {name: torch.zeros(t.shape) for name, t in public_state_dict(Segmentor(config)).items()}
     assert hamgan.segmentation.load(save_public(tmp_path / "tiny.pth", weights)).config == config
 
 
