@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hamgan import dist, model_card, snapshot
+from hamgan.comparison import Newness, find_newness, find_reference
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.metrics import (
     PROTOCOLS,
@@ -24,16 +25,13 @@ from hamgan.metrics import (
     ReaderImages,
     Reference,
     build_statistics,
-    check_dataset,
     draw_picture,
     evaluate,
     load_extractor,
     load_npz_images,
-    load_statistics,
 )
 from hamgan.sampling.draw import DrawsImages, draw_images
 from hamgan.sampling.store import fingerprint
-from hamgan.training import run_folder
 
 Labels = Literal["data", "uniform"]
 
@@ -87,28 +85,6 @@ def load_protocol(plan: EvaluationPlan) -> tuple[Protocol | None, Extractor]:
     return protocol, extractor
 
 
-def reference_of(data: TrainingFile, extractor: Extractor) -> Reference:
-    """Return the stored statistics of a training file, `<file>.<extractor>-<protocol>.npz` beside it, built if absent.
-
-    Raises:
-        ValueError: If what is stored is of other images, or cannot be built.
-        OSError: If it cannot be written.
-    """
-    path = data.path.with_name(f"{data.path.stem}.{extractor.name}-{extractor.protocol}.npz")
-    if not path.is_file():
-        dist.print0(f"building the statistics of {data.path} in {path}")
-        build_statistics(
-            ReaderImages(data), extractor, path, description=Description(dataset=data.path.stem, split="train")
-        )
-    dist.barrier()
-    reference = load_statistics(path)
-    if reference.meta is not None and reference.meta.fingerprint not in (None, data.fingerprint):
-        raise ValueError(
-            f"{path}: statistics of other images than {data.path} now holds; move the file away to build anew"
-        )
-    return reference
-
-
 def chosen_labels(count: int, labels: Labels, num_classes: int, data_labels: np.ndarray | None) -> np.ndarray:
     """Return the class of each generated image, int64 (count,): the same for the same arguments.
 
@@ -157,6 +133,7 @@ def evaluate_images(
     *,
     provenance: dict[str, Any],
     training: ImageSource | None,
+    newness: Newness | None = None,
 ) -> Card:
     """Evaluate images and write `card.json`, `card.txt` and `card.png` into a folder.
 
@@ -168,7 +145,8 @@ def evaluate_images(
         extractor: The plan's.
         out: The folder; partial results lie in it until the card is written, so that a killed evaluation goes on.
         provenance: Plain values to print on the card.
-        training: The reference's images, for the picture of nearest neighbours.
+        training: The training images, for the picture of nearest neighbours.
+        newness: What memorisation is told by; None: the reference is the training set.
 
     Returns:
         The card.
@@ -183,12 +161,16 @@ def evaluate_images(
         protocol = None  # another number of images is another protocol; the card then names none
     settings = replace(settings, num_images=images.num_images)
     work = out / "partial"
+    newness = newness or Newness()
     card = evaluate(
         images,
         reference,
         extractor,
         settings=settings,
         protocol=protocol,
+        train=newness.train,
+        heldout=newness.heldout,
+        unseen=newness.unseen,
         provenance=provenance,
         work_dir=work,
     )
@@ -251,65 +233,22 @@ def run_evaluation(
         judged, details = _drawn(path, plan, protocol, reference, file)
         level = "" if plan.truncation is None else f"-truncation{plan.truncation:g}"
         folder = out or path.parent / f"eval-{path.stem}-{plan.extractor or plan.protocol}{level}"
-    training = ReaderImages(file) if file is not None and statistics is None else None
-    card = evaluate_images(judged, plan, reference, protocol, extractor, folder, provenance=details, training=training)
+    newness = find_newness(source, extractor, reference, file, is_training_set=statistics is None)
+    known = file is not None and (statistics is None or newness.train is not None)
+    card = evaluate_images(
+        judged,
+        plan,
+        reference,
+        protocol,
+        extractor,
+        folder,
+        provenance=details,
+        training=ReaderImages(file) if file is not None and known else None,
+        newness=newness,
+    )
     if source is not None and out is None and dist.is_main():
         model_card.write(path)
     return f"{card.table()}\n{folder}: card.json, card.txt, card.png"
-
-
-def find_reference(
-    source: Path | None,
-    extractor: Extractor,
-    *,
-    data: Path | None,
-    statistics: Path | None,
-    dataset: str | None = None,
-) -> tuple[Reference, TrainingFile | None]:
-    """Return what to compare with: stored statistics, or those of a training file; and that file where there is one.
-
-    Args:
-        source: A run folder, whose training file is taken where nothing else is named; a snapshot, or None.
-        extractor: The feature network.
-        data: A training file.
-        statistics: Stored statistics, instead.
-        dataset: Name of the data set that they must be of; None: that of the training file, where there is one.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If there is nothing, or it cannot be compared with.
-    """
-    trained_on = None
-    if data is None and source is not None and source.is_dir():
-        trained_on = Path(run_folder.read_config(source).data.path)
-        data = trained_on if statistics is None else None
-    file = None if data is None else TrainingFile(data)
-    if statistics is not None:
-        reference = load_statistics(statistics)
-        _check_dataset(reference, dataset, trained_on if file is None else file.path)
-        return reference, file
-    if file is None:
-        raise ValueError("nothing to compare with; name the training file (--data) or stored statistics (--reference)")
-    return reference_of(file, extractor), file
-
-
-def _check_dataset(reference: Reference, dataset: str | None, training: Path | None) -> None:
-    meta = reference.meta
-    if dataset is not None:
-        check_dataset(reference, dataset=dataset)
-        return
-    if training is None or meta is None or meta.split in ("validation", "val", "test"):
-        return
-    # Statistics of the folder that the file was built from have another fingerprint: the name decides.
-    if meta.dataset not in (None, training.stem) and not _is_of(meta.fingerprint, training):
-        raise ValueError(
-            f"{reference.path}: statistics of {meta.dataset!r}, but training was on {training}; "
-            f"if they are meant: --dataset {meta.dataset}"
-        )
-
-
-def _is_of(fingerprint: str | None, training: Path) -> bool:
-    return training.is_file() and TrainingFile(training).fingerprint == fingerprint
 
 
 def _drawn(

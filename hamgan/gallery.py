@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hamgan import snapshot
+from hamgan.comparison import reference_of
 from hamgan.data.hdf5 import TrainingFile
-from hamgan.evaluation import EvaluationPlan, load_protocol, reference_of
+from hamgan.evaluation import EvaluationPlan, load_protocol
 from hamgan.metrics import Extractor
 from hamgan.sampling.draw import draw_images
 from hamgan.sampling.grid import save_picture

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from hamgan import dist, snapshot
 from hamgan.checkpoint import write_atomically
+from hamgan.comparison import find_reference
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.evaluation import (
     EvaluationPlan,
     chosen_labels,
     default_count,
-    find_reference,
     generated_images,
     load_protocol,
 )

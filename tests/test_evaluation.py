@@ -10,8 +10,13 @@ from PIL import Image
 
 from hamgan import snapshot
 from hamgan.cli import main
+from hamgan.data.hdf5 import TrainingFile
+from hamgan.data.subset import hold_out
 from hamgan.evaluation import chosen_labels
+from hamgan.models.discriminator import DiscriminatorConfig
 from hamgan.models.generator import Generator, GeneratorConfig
+from hamgan.training.config import DataConfig, TrainConfig
+from hamgan.training.loop import train
 
 
 @pytest.fixture
@@ -45,6 +50,70 @@ def test_a_snapshot_is_measured_against_its_training_file(
         assert file["arr_0"].shape == (20, 32, 32, 3)
     assert main(["eval", "--npz", str(npz), "--data", str(data_file), "--out", str(shot.parent / "npz")]) == 0
     assert json.loads((shot.parent / "npz" / "card.json").read_text()) != card
+
+
+def numbers_of(folder: Path) -> dict[str, dict[str, object]]:
+    return json.loads((folder / "card.json").read_text())["numbers"]
+
+
+def test_a_runs_held_out_images_say_what_new_images_are_like(
+    data_file: Path,
+    tmp_path: Path,
+    tiny_generator_config: GeneratorConfig,
+    tiny_discriminator_config: DiscriminatorConfig,
+) -> None:
+    config = TrainConfig(
+        duration="1 step",
+        batch_size=4,
+        device="cpu",
+        data=DataConfig(path=str(data_file), hold_out=4),
+        generator=tiny_generator_config,
+        discriminator=tiny_discriminator_config,
+    )
+    run = train(config, preset="p", root=tmp_path)
+    assert main(["eval", str(run), "--num-images", "12", "--out", str(tmp_path / "card")]) == 0
+    card = numbers_of(tmp_path / "card")
+    assert "(held-out)" in str(card["near_copies12_efficientnet_lite0"]["note"])
+    unseen = hold_out(TrainingFile(data_file), 4, config.seed)[1].indices.tolist()
+    pairs = json.loads((tmp_path / "card" / "card.json").read_text())["closest"]
+    assert pairs and not {pair[1] for pair in pairs} & set(unseen)
+
+
+def test_validation_statistics_with_a_training_file_tell_repeated_images(
+    shot: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """The validation images are those that training never showed; without the training file nothing can be told."""
+    images = tmp_path / "val"
+    images.mkdir()
+    rng = np.random.default_rng(1)
+    for index in range(12):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(images / f"{index}.png")
+    reference = tmp_path / "val.npz"
+    build = [
+        "stats",
+        "build",
+        str(images),
+        str(reference),
+        "--extractor",
+        "efficientnet_lite0",
+        "--split",
+        "validation",
+    ]
+    assert main(build) == 0
+    command = [
+        "eval",
+        str(shot),
+        "--reference",
+        str(reference),
+        "--extractor",
+        "efficientnet_lite0",
+        "--num-images",
+        "12",
+    ]
+    assert main([*command, "--out", str(tmp_path / "without")]) == 0
+    assert "near_copies12_efficientnet_lite0" not in numbers_of(tmp_path / "without")
+    assert main([*command, "--data", str(data_file), "--out", str(tmp_path / "with")]) == 0
+    assert "(held-out)" in str(numbers_of(tmp_path / "with")["near_copies12_efficientnet_lite0"]["note"])
 
 
 def test_classes_of_generated_images() -> None:

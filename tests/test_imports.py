@@ -31,6 +31,7 @@ LAYERS = {
     "hamgan.training.augment": 1,
     "hamgan.snapshot": 2,
     "hamgan.segmentation": 2,
+    "hamgan.comparison": 3,
     "hamgan.evaluation": 4,
     "hamgan.gallery": 5,
     "hamgan.sweep": 5,

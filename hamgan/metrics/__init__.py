@@ -19,8 +19,10 @@ from hamgan.metrics.picture import draw_picture
 from hamgan.metrics.prdc import prdc
 from hamgan.metrics.protocols import PROTOCOLS, QUICK, EvaluationSettings, Protocol
 from hamgan.metrics.reference import (
+    HELD_OUT_SPLITS,
     Reference,
     StatsMeta,
+    StoredFeatures,
     check_dataset,
     load_features,
     load_statistics,
@@ -31,6 +33,7 @@ from hamgan.metrics.stats import FeatureStats, Moments
 
 __all__ = [
     "EXTRACTORS",
+    "HELD_OUT_SPLITS",
     "PROTOCOLS",
     "QUICK",
     "ArrayImages",
@@ -50,6 +53,7 @@ __all__ = [
     "ReaderImages",
     "Reference",
     "StatsMeta",
+    "StoredFeatures",
     "build_statistics",
     "check_dataset",
     "check_statistics",

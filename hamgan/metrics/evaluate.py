@@ -15,7 +15,7 @@ from hamgan.metrics.extractors.base import Extractor
 from hamgan.metrics.inception_score import InceptionScore
 from hamgan.metrics.measure import Measurement
 from hamgan.metrics.protocols import EvaluationSettings, Protocol
-from hamgan.metrics.reference import Reference, StoredFeatures, check_comparable, now, versions
+from hamgan.metrics.reference import HELD_OUT_SPLITS, Reference, StoredFeatures, check_comparable, now, versions
 from hamgan.metrics.sources import ChosenImages, DrawnImages, ImageSource, IntArray, SequentialImages
 
 Labelled = tuple[Tensor, IntArray | Tensor | None]
@@ -31,6 +31,7 @@ def evaluate(
     protocol: Protocol | None = None,
     train: StoredFeatures | None = None,
     heldout: StoredFeatures | None = None,
+    unseen: IntArray | None = None,
     provenance: Mapping[str, Any] | None = None,
     work_dir: Path | None = None,
     progress: bool = True,
@@ -50,7 +51,8 @@ def evaluate(
         protocol: Checked against extractor, reference and settings, and named on the card; None for none.
         train: Features of the training images, for memorisation; None takes the reference's, unless it is of a
             validation or test split.
-        heldout: Features of real images that were not trained on.
+        heldout: Features of real images that were not trained on, which say how near new images lie.
+        unseen: Numbers of training images that were kept from training, (U,); they serve where `heldout` is None.
         provenance: Plain values to print on the card: snapshot, EMA, batch-norm mode, truncation, seeds, ...
         work_dir: Where partial results lie, left in place for the caller to remove; None keeps none. The images then
             need a fingerprint, so that the partial results of others are not taken up.
@@ -90,7 +92,8 @@ def evaluate(
         if collected is not None:
             side = collected.height if collected.height == collected.width else None
             check_comparable(reference, extractor, side)
-            card = _measure(collected, reference, extractor, source, settings, train, heldout, progress)
+            numbers = np.empty(0, np.int64) if unseen is None else unseen
+            card = _measure(collected, reference, extractor, source, settings, train, heldout, numbers, progress)
             card.warnings[:0] = warnings
             card.depends_on = _dependencies(
                 collected, reference, extractor, source, settings, protocol, provenance or {}
@@ -136,6 +139,7 @@ def _measure(
     settings: EvaluationSettings,
     train: StoredFeatures | None,
     heldout: StoredFeatures | None,
+    unseen: IntArray,
     progress: bool,
 ) -> Card:
     real = reference.features()
@@ -146,8 +150,9 @@ def _measure(
         collected=collected,
         reference=reference,
         real=real,
-        train=real if train is None and split not in ("validation", "val", "test") else train,
+        train=real if train is None and split not in HELD_OUT_SPLITS else train,
         heldout=heldout,
+        unseen=unseen,
         class_names=names,
         settings=settings,
         device=extractor.device,

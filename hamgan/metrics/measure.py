@@ -37,7 +37,9 @@ class Measurement:
         reference: Stored statistics.
         real: The reference's features; None leaves out what needs them.
         train: Features of the training images, for memorisation; None leaves it out.
-        heldout: Features of real images not trained on; None calibrates by the training images themselves.
+        heldout: Features of real images not trained on; None takes those that `unseen` names, or calibrates by the training
+            images themselves.
+        unseen: Numbers of images of `train` that were kept from training, (U,).
         class_names: Names by class index; None without.
         settings: What to compute.
         device: Where the matrix products run.
@@ -50,6 +52,7 @@ class Measurement:
     real: StoredFeatures | None
     train: StoredFeatures | None
     heldout: StoredFeatures | None
+    unseen: IntArray
     class_names: Sequence[str] | None
     settings: EvaluationSettings
     device: torch.device
@@ -204,13 +207,14 @@ class Measurement:
         if self.train is None or count < 1 or len(self.train.pool) < 2:
             return
         chosen = self._numbers(len(self.collected.pool), count)
-        known = self._numbers(len(self.train.pool), min(len(self.train.pool), settings.memorisation_train))
+        shown = np.setdiff1d(np.arange(len(self.train.pool)), self.unseen)
+        known = shown[self._numbers(len(shown), min(len(shown), settings.memorisation_train))]
         heldout = None if self.heldout is None else self.heldout.pool
+        if heldout is None and len(self.unseen):
+            heldout = self.train.pool[self.unseen]
         result = memorisation(self.collected.pool[chosen], self.train.pool[known], heldout, device=self.device)
-        if len(known) < len(self.train.pool):
-            self.card.warnings.append(
-                f"memorisation: compared with {len(known)} of {len(self.train.pool)} training images only"
-            )
+        if len(known) < len(shown):
+            self.card.warnings.append(f"memorisation: compared with {len(known)} of {len(shown)} training images only")
         self.card.numbers[self._name("near_copies", count)] = Number(
             value=result.near_share,
             uncertainty=result.near_error,

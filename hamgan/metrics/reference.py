@@ -16,6 +16,8 @@ from hamgan.metrics.stats import Moments
 from hamgan.metrics.storage import map_array, read_npz, write_npz
 
 SCHEMA = 1
+HELD_OUT_SPLITS = ("validation", "val", "test")
+"""Names of splits that nobody trains on."""
 _LARGEST = 1e30  # of a covariance's entries; beyond, squares overflow
 
 
