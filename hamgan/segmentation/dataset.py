@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 IGNORED = 255
 """Label of pixels that neither the loss nor a score counts."""
@@ -193,6 +193,7 @@ def _open(path: Path, kind: str) -> Image.Image:
     try:
         picture = Image.open(path)
         picture.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: unreadable {kind} ({error})") from None
+    except Exception as error:  # Pillow's readers raise a dozen kinds over a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: unreadable {kind} ({reason})") from None
     return picture
