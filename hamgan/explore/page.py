@@ -89,18 +89,11 @@ def build_page(explorer: Explorer) -> Any:
         def render(*values: Any) -> list[Any]:
             return render_page(explorer, *values)
 
-        drawing: dict[str, Any] = {
-            "fn": render,
-            "inputs": [*controls, pin_a, pin_b],
-            "outputs": pictures,
-            "show_progress": "hidden",
-            "trigger_mode": "always_last",
-            "concurrency_limit": 1,
-            "concurrency_id": "draw",
-            "api_visibility": "private",
-        }
-        gr.on([page.load, *(control.change for control in controls)], **drawing)
+        # Without Gradio's queue: its stream of results may end just as another move is answered, and the answer is lost.
+        # One listener for all: while a picture is drawn the newest move waits, and pictures arrive in the moves' order.
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+        drawing = {"fn": render, "inputs": [*controls, pin_a, pin_b], "outputs": pictures, **quick}
+        gr.on([page.load, *(control.change for control in controls)], trigger_mode="always_last", **drawing)
         back.click(lambda value: max(int(value or 0) - 1, 0), [seed], [seed], **quick)
         on.click(lambda value: min(int(value or 0) + 1, MAX_SEED), [seed], [seed], **quick)
         anew.click(lambda: random.randrange(NEW_SEED_BELOW), [], [seed], **quick)

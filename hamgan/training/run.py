@@ -17,7 +17,7 @@ from hamgan.models.generator import Generator
 from hamgan.training import run_folder
 from hamgan.training.config import OptimizerConfig, TrainConfig
 from hamgan.training.sentinel import SentinelState
-from hamgan.training.step import Player
+from hamgan.training.step import Network, Player
 
 STATE_VERSION = 2
 """Of what a checkpoint holds; 2: hams' bases follow from keys, the sentinel's memory."""
@@ -81,7 +81,12 @@ def build_player(
         eps=optimizer.eps,
         fused=True,
     )
-    return Player(network=network, call=torch.compile(network) if config.compile else network, optimizer=adam)
+    return Player(network=network, call=compiled(network) if config.compile else network, optimizer=adam)
+
+
+def compiled(network: Generator | Discriminator) -> Network:
+    """Compile a network for the shapes that it sees: training has few, and graphs of any shape are slower or fail."""
+    return torch.compile(network, dynamic=False)
 
 
 def copy_average(network: torch.nn.Module) -> Generator:

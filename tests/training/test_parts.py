@@ -16,6 +16,7 @@ from hamgan.training.ema import EmaConfig, ema_decay, update_ema
 from hamgan.training.health import class_diversity, ham_statistics, largest_sigmas
 from hamgan.training.losses import add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
 from hamgan.training.noise import NoiseSource
+from hamgan.training.run import compiled
 from hamgan.training.step import MicroBatch, Player, StepConfig, d_phase, g_phase
 
 CPU = torch.device("cpu")
@@ -257,10 +258,10 @@ def test_compiled_networks_take_the_same_step(
     tiny_generator_config: GeneratorConfig, tiny_discriminator_config: DiscriminatorConfig
 ) -> None:
     losses = []
-    for compiled in (False, True):
+    for compiles in (False, True):
         G, D = players(tiny_generator_config, tiny_discriminator_config)
-        if compiled:
-            G, D = (Player(network=p.network, call=torch.compile(p.network), optimizer=p.optimizer) for p in (G, D))
+        if compiles:
+            G, D = (Player(network=p.network, call=compiled(p.network), optimizer=p.optimizer) for p in (G, D))
         options = {"objective": StepConfig(), "augmentation": AugmentConfig(), "autocast": contextlib.nullcontext}
         for player in (G, D):
             player.network.eval()  # bases are then the stored ones, not drawn by another generator
