@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from hamgan.metrics.sources import Batch, ImageSource, IntArray
 
@@ -128,18 +128,31 @@ def read_rgb(file: Path) -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            raw = image.tile[0].args if image.tile else ""
-            deep = "16" in str(raw[0] if isinstance(raw, tuple) else raw) or image.mode in ("I", "F")
-            if deep or image.mode.startswith("I;16"):
-                raise ValueError(f"{file}: more than 8 bits a channel; convert it to 8 bits first")
-            image.load()
-            if "A" in image.mode or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                lowest, _ = rgba.getchannel("A").getextrema()
-                if lowest != 255:
-                    raise ValueError(f"{file}: transparent pixels; composite it on a background first")
-                return rgba.convert("RGB")
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(file), "it").replace("\n", " ")
-        raise ValueError(f"{file}: unreadable image ({reason})") from None
+            refusal = _refusal(image)
+            rendering = image.convert("RGB") if refusal is None else None
+    except Exception as error:  # Pillow's readers raise a dozen kinds over a damaged file
+        raise ValueError(f"{file}: unreadable image ({_reason(error)})") from None
+    if rendering is None:
+        raise ValueError(f"{file}: {refusal}")
+    return rendering
+
+
+def _refusal(image: ImageFile.ImageFile) -> str | None:
+    raw = image.tile[0].args if image.tile else ""
+    deep = "16" in str(raw[0] if isinstance(raw, tuple) else raw) or image.mode in ("I", "F")
+    if deep or image.mode.startswith("I;16"):
+        return "more than 8 bits a channel; convert it to 8 bits first"
+    image.load()
+    if "A" in image.mode or "transparency" in image.info:
+        lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+        if lowest != 255:
+            return "transparent pixels; composite it on a background first"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no kind that Pillow knows"  # its own text repeats the path
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,5 +1,7 @@
 """Images from folders, arrays, functions and iterables; and one clear line for every bad file."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 
 from hamgan.metrics import ArrayImages, DrawnImages, FolderImages, ReaderImages, load_npz_images
 from hamgan.metrics.evaluate import as_source
+from hamgan.metrics.folder import read_rgb
 from hamgan.metrics.sources import SequentialImages
 
 
@@ -120,6 +123,57 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, kind, message):
         FolderImages(tmp_path)(np.array([0, 1]))
     assert str(tmp_path / "bad") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def damaged(path, seed):
+    """Overwrite up to four bytes, mostly of the header, and cut a file off now and then."""
+    rng, data = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for _ in range(rng.integers(1, 5)):
+        data[int(rng.integers(0, min(300, len(data)) if rng.integers(0, 2) else len(data)))] = int(rng.integers(0, 256))
+    return bytes(data[: int(rng.integers(0, len(data)))] if rng.integers(0, 4) == 0 else data)
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "tif", "bmp", "webp", "jpg", "ppm", "pgm"])
+def test_damaged_files_are_read_or_named(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    whole, path = tmp_path / f"whole.{ending}", tmp_path / f"damaged.{ending}"
+    image = Image.fromarray(pixels).convert("L" if ending == "pgm" else "RGB")
+    image.save(whole, compression="tiff_lzw" if ending == "tiff" else None)
+    refused = 0
+    for seed in range(150):
+        path.write_bytes(damaged(whole, seed))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert read_rgb(path).mode == "RGB"
+        except ValueError as error:
+            refused += 1
+            text = str(error)
+            assert text.startswith(f"{path}: ") and "\n" not in text, text
+            assert text.count(str(tmp_path)) == 1 and "cannot identify" not in text and "'it'" not in text, text
+            assert not text.endswith("()"), text
+    assert refused >= 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("text.png", b"this is no picture", "of no kind that Pillow knows"),
+        ("letters.ppm", b"P6\n4x4 4\n255\n" + bytes(48), "invalid literal for int"),
+        ("cut.pgm", b"P5\n4 4\n255\n" + bytes(9), "(?:truncated|not large enough)"),
+        ("bomb.ppm", b"P6\n40000 40000\n255\n", "exceeds limit"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_the_reason(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: unreadable image \(.*{reason}.*\)$") as error:
+        read_rgb(tmp_path / name)
+    assert str(error.value).count(name) == 1
+
+
+def test_a_file_that_vanished_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.png: unreadable image \(No such file or directory\)$"):
+        read_rgb(tmp_path / "gone.png")
 
 
 def test_bad_folders(tmp_path):
