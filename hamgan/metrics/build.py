@@ -2,7 +2,6 @@
 
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from hamgan.metrics.stats import FeatureStats, Moments
 from hamgan.metrics.storage import read_npz, write_npz, write_rows
 
 _SAVE_EVERY = 60.0  # seconds
+_CHUNK = ("pool", "labels", "sizes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,16 @@ def build_statistics(
     description: Description | None = None,
     keep_features: bool = True,
     batch_size: int = 64,
-    chunk_size: int = 1024,
+    chunk_size: int = 256,
     progress: bool = True,
 ) -> Reference | None:
     """See every image once and store mean and covariance of its features, and the features beside them.
 
-    Under torchrun the processes share the images. Each keeps one running sum, saved every minute beside OUT; the same
-    command, after a kill, goes on from there. Memory does not grow with the number of images, and disk only by the
-    features (4 d bytes an image) if they are kept.
+    Under torchrun the processes share the images; the same command, after a kill, goes on. With features kept, the sums
+    are taken from them at the end, in the images' order: the same to the last bit however often the work was interrupted
+    and whoever did it. Without, each process keeps one running sum, saved every minute beside OUT: the same to the last
+    bit after a kill, and to 1e-9 for another number of processes. Memory does not grow with the number of images, and
+    disk only by the features (4 d bytes an image) if they are kept.
 
     Args:
         images: By number, so not an iterable.
@@ -61,7 +63,7 @@ def build_statistics(
         description: Stored with the statistics; None knows nothing.
         keep_features: KID, precision, recall, class metrics and memorisation need them.
         batch_size: Images extracted at once.
-        chunk_size: Images between two chances to save.
+        chunk_size: Images of a chunk, the least that a kill costs.
         progress: Show a bar with the time left, on rank 0.
 
     Returns:
@@ -86,12 +88,20 @@ def build_statistics(
     }
     claim(work, plan)
     done: set[int] = set()
-    if dist.is_main():
-        done = {chunk for part in _parts(work) for chunk in part.done.tolist()}
-    done = dist.from_rank0(done)
-    chunks = [(i, n) for i, n in enumerate(spans(0, images.num_images, chunk_size)) if i not in done]
     with together():
-        _see(images, extractor, chunks[dist.rank() :: dist.world_size()], work, keep_features, batch_size, progress)
+        if dist.is_main():
+            done = _finished_chunks(work) if keep_features else {i for part in _parts(work) for i in part.done.tolist()}
+    done = dist.from_rank0(done)
+    rank, world_size = dist.rank(), dist.world_size()
+    chunks = list(enumerate(spans(0, images.num_images, chunk_size)))
+    if not keep_features:  # a running sum goes on in its own order, so each process keeps its own share
+        chunks = chunks[rank::world_size]
+    chunks = [(i, numbers) for i, numbers in chunks if i not in done]
+    if keep_features:
+        chunks = chunks[rank::world_size]
+    with together():
+        see = _keep if keep_features else _sum
+        see(images, extractor, chunks, work, batch_size, progress)
     reference = None
     with together():
         if dist.is_main():
@@ -102,13 +112,24 @@ def build_statistics(
 
 @dataclass
 class _Part:
-    """One process's running sums and which chunks are in them."""
+    """Running sums and which chunks are in them."""
 
     stats: FeatureStats
     counts: IntArray
     unlabelled: int
     sizes: set[tuple[int, int]]
     done: IntArray
+
+    @classmethod
+    def empty(cls, dim: int) -> "_Part":
+        return cls(FeatureStats(dim), np.zeros(0, np.int64), 0, set(), np.zeros(0, np.int64))
+
+    def add(self, chunk: int, pool: NDArray[np.float32], labels: IntArray, sizes: NDArray[np.integer]) -> None:
+        self.stats.update(pool)
+        self.counts = _add_counts(self.counts, np.bincount(labels[labels >= 0]))
+        self.unlabelled += int((labels < 0).sum())
+        self.sizes |= {(int(h), int(w)) for h, w in sizes}
+        self.done = np.append(self.done, chunk)
 
     def save(self, path: Path) -> None:
         arrays: dict[str, NDArray[Any]] = {f"stats_{key}": value for key, value in self.stats.state().items()}
@@ -129,37 +150,67 @@ def _parts(work: Path) -> Iterator[_Part]:
         yield _Part.load(path)
 
 
-def _see(
+def _finished_chunks(work: Path) -> set[int]:
+    found = set()
+    for path in work.glob("chunk-*.npz"):
+        try:
+            read_npz(path, _CHUNK)
+        except ValueError:  # written in one step, so damaged later; cheaper to see the images again than to stop
+            continue
+        found.add(int(path.stem.removeprefix("chunk-")))
+    return found
+
+
+def _chunk_path(work: Path, chunk: int) -> Path:
+    return work / f"chunk-{chunk:06d}.npz"
+
+
+def _extracted(
+    images: ImageSource, extractor: Extractor, chunks: list[tuple[int, IntArray]], batch_size: int, progress: bool
+) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+    total = sum(len(numbers) for _, numbers in chunks)
+    with tqdm(total=total, unit="img", desc="statistics", disable=not (progress and dist.is_main())) as bar:
+        for chunk, numbers in chunks:
+            pools, labels, sizes = [], [], set()
+            for batch, features in batches(images, extractor, numbers, batch_size):
+                pools.append(features.pool.cpu().numpy())
+                labels.append(np.full(len(batch.images), -1) if batch.labels is None else batch.labels)
+                sizes.add((int(batch.images.shape[2]), int(batch.images.shape[3])))
+                bar.update(len(batch.images))
+            arrays = {"pool": np.concatenate(pools), "labels": np.concatenate(labels), "sizes": np.array(sorted(sizes))}
+            yield chunk, arrays
+
+
+def _keep(
     images: ImageSource,
     extractor: Extractor,
     chunks: list[tuple[int, IntArray]],
     work: Path,
-    keep_features: bool,
     batch_size: int,
     progress: bool,
 ) -> None:
-    part = _Part(FeatureStats(extractor.dim), np.zeros(0, np.int64), 0, set(), np.zeros(0, np.int64))
-    path = work / f"part-{uuid.uuid4().hex}.npz"  # never another's, so no process writes what another has summed
+    for chunk, arrays in _extracted(images, extractor, chunks, batch_size, progress):
+        write_npz(_chunk_path(work, chunk), arrays)
+
+
+def _sum(
+    images: ImageSource,
+    extractor: Extractor,
+    chunks: list[tuple[int, IntArray]],
+    work: Path,
+    batch_size: int,
+    progress: bool,
+) -> None:
+    # A sum's last bits depend on its order. Hence a process of the same place takes up the sum where it was, and adds
+    # the same chunks in the same order as if it had never stopped.
+    path = work / f"part-{dist.world_size():04d}-{dist.rank():04d}.npz"
+    part = _Part.load(path) if path.is_file() else _Part.empty(extractor.dim)
     saved = time.monotonic()
-    total = sum(len(numbers) for _, numbers in chunks)
-    with tqdm(total=total, unit="img", desc="statistics", disable=not (progress and dist.is_main())) as bar:
-        for chunk, numbers in chunks:
-            pools, labels = [], []
-            for batch, features in batches(images, extractor, numbers, batch_size):
-                pools.append(features.pool.cpu().numpy())
-                labels.append(np.full(len(batch.images), -1) if batch.labels is None else batch.labels)
-                part.sizes.add((int(batch.images.shape[2]), int(batch.images.shape[3])))
-                bar.update(len(batch.images))
-            pool, label = np.concatenate(pools), np.concatenate(labels)
-            if keep_features:
-                write_npz(work / f"chunk-{chunk:06d}.npz", {"pool": pool, "labels": label})
-            part.stats.update(pool)
-            part.counts = _add_counts(part.counts, np.bincount(label[label >= 0]))
-            part.unlabelled += int((label < 0).sum())
-            part.done = np.append(part.done, chunk)
-            if time.monotonic() - saved > _SAVE_EVERY:
-                part.save(path)
-                saved = time.monotonic()
+    for chunk, arrays in _extracted(images, extractor, chunks, batch_size, progress):
+        part.add(chunk, **arrays)
+        if time.monotonic() - saved > _SAVE_EVERY:
+            part.save(path)
+            saved = time.monotonic()
     if chunks:
         part.save(path)
 
@@ -178,13 +229,7 @@ def _finish(
     chunk_size: int,
     keep_features: bool,
 ) -> Reference:
-    whole = _Part(FeatureStats(extractor.dim), np.zeros(0, np.int64), 0, set(), np.zeros(0, np.int64))
-    for part in _parts(work):
-        whole.stats.merge(part.stats)
-        whole.counts = _add_counts(whole.counts, part.counts)
-        whole.unlabelled += part.unlabelled
-        whole.sizes |= part.sizes
-        whole.done = np.append(whole.done, part.done)
+    whole = _of_chunks(work, extractor.dim) if keep_features else _of_parts(work, extractor.dim)
     num_chunks = -(-images.num_images // chunk_size)
     if not np.array_equal(np.sort(whole.done), np.arange(num_chunks)) or whole.stats.n != images.num_images:
         raise ValueError(f"{work}: {whole.stats.n} of {images.num_images} images were seen; remove it and start again")
@@ -219,10 +264,28 @@ def _finish(
     return load_statistics(out)
 
 
+def _of_chunks(work: Path, dim: int) -> _Part:
+    whole = _Part.empty(dim)
+    for path in sorted(work.glob("chunk-*.npz")):
+        whole.add(int(path.stem.removeprefix("chunk-")), **read_npz(path, _CHUNK)[0])
+    return whole
+
+
+def _of_parts(work: Path, dim: int) -> _Part:
+    whole = _Part.empty(dim)
+    for part in _parts(work):
+        whole.stats.merge(part.stats)
+        whole.counts = _add_counts(whole.counts, part.counts)
+        whole.unlabelled += part.unlabelled
+        whole.sizes |= part.sizes
+        whole.done = np.append(whole.done, part.done)
+    return whole
+
+
 def _join_features(path: Path, work: Path, num_chunks: int, shape: tuple[int, int], meta: StatsMeta) -> None:
     def rows(key: str) -> Iterator[NDArray[Any]]:
         for chunk in range(num_chunks):
-            yield read_npz(work / f"chunk-{chunk:06d}.npz", (key,))[0][key]
+            yield read_npz(_chunk_path(work, chunk), (key,))[0][key]
 
     shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         "pool": (shape, np.dtype(np.float32)),

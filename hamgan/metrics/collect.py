@@ -49,7 +49,7 @@ def collect(
     *,
     score: InceptionScore | None = None,
     batch_size: int = 64,
-    chunk_size: int = 1024,
+    chunk_size: int = 256,
     work_dir: Path | None = None,
     progress: bool = True,
 ) -> Collected | None:

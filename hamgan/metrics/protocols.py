@@ -15,7 +15,7 @@ class EvaluationSettings:
     """Images to evaluate; None takes all of a source that knows its number."""
     batch_size: int = 64
     """Images extracted at once."""
-    chunk_size: int = 1024
+    chunk_size: int = 256
     """Images a unit of work and of resuming; a multiple of the batch size avoids small batches."""
     inception_splits: int = 10
     """Splits of the Inception Score; 0 leaves it out."""
