@@ -135,7 +135,7 @@ def _build(images: Source, first: int, last: int, staging: Staging, plan: dict[s
                      resolution=resolution, resize=resize, background=background)  # fmt: skip
     for _ in range(3):
         _decode(images, first, staging, job, workers)
-        damaged = staging.damaged_blocks(staging.crc32(), last - first)
+        damaged = staging.damaged_blocks(staging.crc32(), last - first, workers)
         if not damaged:
             break
         for number in damaged:
@@ -152,7 +152,7 @@ def _build(images: Source, first: int, last: int, staging: Staging, plan: dict[s
     crcs = staging.crc32()
     if bad:
         crcs = staging.compact([index for index, _ in bad])
-        if damaged := staging.damaged_blocks(crcs, len(labels)):
+        if damaged := staging.damaged_blocks(crcs, len(labels), workers):
             raise OSError(f"{staging.data_path}: block {damaged[0]} reads back other than written; check the disk")
     header = Header(
         resolution=resolution,

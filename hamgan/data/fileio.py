@@ -5,8 +5,11 @@ import errno
 import fcntl
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+_PIECE = 2**18  # bytes that are checked at once: they are then still in the processor's cache
 
 
 def lock(fd: int, operation: int, wait_s: float = 0.0) -> bool:
@@ -34,6 +37,17 @@ def read_all(fd: int, size: int, position: int) -> bytes:
         size -= len(piece)
         position += len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def crc32_at(fd: int, size: int, position: int) -> int:
+    """CRC32 of the bytes at a position, or of those up to the end of the file; in little memory."""
+    buffer = memoryview(bytearray(min(size, _PIECE)))
+    crc32 = 0
+    while size > 0 and (count := os.preadv(fd, [buffer[:size]], position)):
+        crc32 = zlib.crc32(buffer[:count], crc32)
+        size -= count
+        position += count
+    return crc32
 
 
 def write_all(fd: int, data: bytes | memoryview, position: int) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hamgan.data import format as file_format
-from hamgan.data.fileio import lock, read_all, sync_folder, write_all
+from hamgan.data.fileio import crc32_at, lock, read_all, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
 from hamgan.data.worker import Block
+
+_CHECKED_AT_ONCE = 256  # blocks handed to the threads, so that memory does not grow with the number of images
 
 
 class Staging:
@@ -118,15 +121,23 @@ class Staging:
         """CRC32 of each block as it was written."""
         return np.asarray([self.blocks[i].crc32 for i in range(num_blocks(self._num_images))], np.uint32)
 
-    def damaged_blocks(self, crcs: NDArray[np.uint32], num_images: int) -> list[int]:
-        """Read blocks back and return the numbers of those that do not have their CRC32."""
-        wrong = []
-        with tqdm(total=num_images, desc="verifying", unit=" images", delay=2) as bar:
-            for number, crc in enumerate(crcs):
-                count = min(BLOCK_IMAGES, num_images - number * BLOCK_IMAGES)
-                if zlib.crc32(self._pread(number * BLOCK_IMAGES, count)) != crc:
-                    wrong.append(number)
-                bar.update(count)
+    def damaged_blocks(self, crcs: NDArray[np.uint32], num_images: int, threads: int) -> list[int]:
+        """Read blocks back, several at a time, and return the numbers of those that do not have their CRC32."""
+
+        def is_damaged(number: int) -> bool:
+            first = number * BLOCK_IMAGES
+            size = min(BLOCK_IMAGES, num_images - first) * self._image_bytes
+            return crc32_at(self._data, size, self.offset + first * self._image_bytes) != crcs[number]
+
+        wrong: list[int] = []
+        with (
+            ThreadPoolExecutor(threads) as pool,
+            tqdm(total=num_images, desc="verifying", unit=" images", delay=2) as bar,
+        ):
+            for start in range(0, len(crcs), _CHECKED_AT_ONCE):
+                numbers = range(start, min(start + _CHECKED_AT_ONCE, len(crcs)))
+                wrong += [number for number, damaged in zip(numbers, pool.map(is_damaged, numbers)) if damaged]
+                bar.update(min(numbers.stop * BLOCK_IMAGES, num_images) - start * BLOCK_IMAGES)
         return wrong
 
     def bad_images(self) -> list[tuple[int, str]]:

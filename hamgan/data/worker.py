@@ -18,6 +18,8 @@ from hamgan.data.fileio import lock, write_all
 from hamgan.data.resample import resize_square
 from hamgan.data.source import Locator, Reader
 
+_PIECE = 2**17  # bytes that are written at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -70,18 +72,23 @@ class BlockBuilder:
             OSError: If the data file cannot be written.
         """
         job = self._job
-        pixels = np.empty((len(locators), job.resolution, job.resolution, 3), np.uint8)
-        bad = []
-        for i, locator in enumerate(locators):
-            try:
-                self._fetch(locator, pixels[i])
-            except (OSError, ValueError, MemoryError) as error:
-                pixels[i] = 0
-                bad.append((first + i, " ".join(str(error).split()) or type(error).__name__))
         image_bytes = job.resolution * job.resolution * 3
-        data = pixels.reshape(-1).data
-        write_all(self._fd, data, job.offset + first * image_bytes)
-        return Block(zlib.crc32(data), bad)
+        # A few images at a time, checked and written while they are still in the processor's cache.
+        step = max(1, _PIECE // image_bytes)
+        pixels = np.empty((min(step, len(locators)), job.resolution, job.resolution, 3), np.uint8)
+        crc32, bad = 0, []
+        for start in range(0, len(locators), step):
+            piece = pixels[: len(locators) - start]
+            for i in range(len(piece)):
+                try:
+                    self._fetch(locators[start + i], piece[i])
+                except (OSError, ValueError, MemoryError) as error:
+                    piece[i] = 0
+                    bad.append((first + start + i, " ".join(str(error).split()) or type(error).__name__))
+            data = piece.reshape(-1).data
+            write_all(self._fd, data, job.offset + (first + start) * image_bytes)
+            crc32 = zlib.crc32(data, crc32)
+        return Block(crc32, bad)
 
     def _fetch(self, locator: Locator, out: NDArray[np.uint8]) -> None:
         # On its own, so that all memory is free for the next image, which then finds it in the processor's cache.
