@@ -3,7 +3,6 @@
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from hamgan.data import format as file_format
 from hamgan.data.build import BuildSummary
-from hamgan.data.fileio import naming, sync_folder, write_all
+from hamgan.data.fileio import crc32, naming, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header
 from hamgan.data.staging import seal
 from hamgan.data.storage import Run, Sequential, find_runs
@@ -146,7 +145,7 @@ def _check(headers: list[tuple[Path, Header]], runs: list[Run], joined: Header,
         for (path, part), run in zip(headers, runs):
             reader = Sequential([run], image_bytes)
             for number, (count, data) in enumerate(reader.blocks(part.block_images)):
-                if zlib.crc32(data) != part.block_crc32[number]:
+                if crc32(data) != part.block_crc32[number]:
                     raise ValueError(f"{path}: block {number} is damaged; build this shard again")
                 if write is not None:
                     write(done, data)
@@ -154,7 +153,7 @@ def _check(headers: list[tuple[Path, Header]], runs: list[Run], joined: Header,
                 view = memoryview(data)
                 while len(view):
                     taken = view[: (BLOCK_IMAGES - held_images) * image_bytes]
-                    held = zlib.crc32(taken, held)
+                    held = crc32(taken, held)
                     held_images += len(taken) // image_bytes
                     view = view[len(taken) :]
                     if held_images == BLOCK_IMAGES:

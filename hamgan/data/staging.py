@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hamgan.data import format as file_format
-from hamgan.data.fileio import crc32_at, lock, read_all, sync_folder, write_all
+from hamgan.data.fileio import crc32, crc32_at, lock, read_all, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
 from hamgan.data.worker import Block
 
@@ -169,7 +168,7 @@ class Staging:
                 block = bytes(kept[: BLOCK_IMAGES * self._image_bytes])
                 del kept[: BLOCK_IMAGES * self._image_bytes]
                 write_all(self._data, block, self.offset + target * self._image_bytes)
-                crcs.append(zlib.crc32(block))
+                crcs.append(crc32(block))
                 target += BLOCK_IMAGES
         return np.asarray(crcs, np.uint32)
 

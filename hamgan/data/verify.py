@@ -1,10 +1,10 @@
 """Prove a training file against its checksums."""
 
-import zlib
 from pathlib import Path
 
 from tqdm import tqdm
 
+from hamgan.data.fileio import crc32
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.storage import Sequential, find_runs
 
@@ -36,7 +36,7 @@ def verify(path: str | Path) -> int:
     damaged, first = [], 0
     with tqdm(total=num_images, desc=f"verifying {path.name}", unit=" images", delay=1) as bar:
         for number, (count, data) in enumerate(reader.blocks(header.block_images)):
-            if zlib.crc32(data) != header.block_crc32[number]:
+            if crc32(data) != header.block_crc32[number]:
                 damaged.append(f"block {number} (images {first}..{first + count - 1})")
             first += count
             bar.update(count)

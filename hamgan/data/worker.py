@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hamgan.data.decode import Color, array_to_rgb, decode
-from hamgan.data.fileio import lock, write_all
+from hamgan.data.fileio import crc32, lock, write_all
 from hamgan.data.resample import resize_square
 from hamgan.data.source import Locator, Reader
 
@@ -76,7 +75,7 @@ class BlockBuilder:
         # A few images at a time, checked and written while they are still in the processor's cache.
         step = max(1, _PIECE // image_bytes)
         pixels = np.empty((min(step, len(locators)), job.resolution, job.resolution, 3), np.uint8)
-        crc32, bad = 0, []
+        crc, bad = 0, []
         for start in range(0, len(locators), step):
             piece = pixels[: len(locators) - start]
             for i in range(len(piece)):
@@ -87,8 +86,8 @@ class BlockBuilder:
                     bad.append((first + start + i, " ".join(str(error).split()) or type(error).__name__))
             data = piece.reshape(-1).data
             write_all(self._fd, data, job.offset + (first + start) * image_bytes)
-            crc32 = zlib.crc32(data, crc32)
-        return Block(crc32, bad)
+            crc = crc32(data, crc)
+        return Block(crc, bad)
 
     def _fetch(self, locator: Locator, out: NDArray[np.uint8]) -> None:
         # On its own, so that all memory is free for the next image, which then finds it in the processor's cache.

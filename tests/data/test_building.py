@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,7 @@ import pytest
 from tiny_images import encode, noise, smooth, write_class_folders
 
 from hamgan.data import build as build_module
+from hamgan.data import fileio
 from hamgan.data import staging as staging_module
 from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
@@ -380,3 +382,18 @@ def test_a_full_file_system(class_folders: Path, tmp_path: Path, monkeypatch: py
         assert (disk / "out.h5").read_bytes() == b"old"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_checksums_are_zlibs_whoever_computes_them(tmp_path: Path) -> None:
+    # A file built where isal is installed is verified where it is not.
+    rng = np.random.default_rng(0)
+    data = rng.bytes(3 * fileio._PIECE + 77)
+    for size in (0, 1, 15, 16, 17, 63, 64, 255, 49_152, len(data)):
+        for start in (0, 0xDEADBEEF):
+            assert fileio.crc32(data[:size], start) == zlib.crc32(data[:size], start)
+    path = tmp_path / "bytes"
+    path.write_bytes(data)
+    with open(path, "rb") as file:
+        for size, position in ((0, 0), (1, 5), (fileio._PIECE, 3), (len(data), 0), (len(data), 9)):
+            expected = zlib.crc32(data[position : position + size])
+            assert fileio.crc32_at(file.fileno(), size, position) == expected
