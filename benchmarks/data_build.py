@@ -235,18 +235,20 @@ def main() -> None:
 
 def compare(photos: list[bytes], all_photos: Path, few_photos: Path, options: argparse.Namespace) -> None:
     """Decode and build in turns, so that all meet the same disturbances, and print the best of each."""
-    decoded = min(options.images, 8_000) // num_cores() * num_cores()
+    decoded = min(options.images, 4_000) // num_cores() * num_cores()
     alone: dict[str, list[Cost]] = {}
     few: dict[str, list[Cost]] = {}
     whole: dict[str, list[Cost]] = {}
     out = all_photos.with_name("out.h5")
-    for _ in range(options.rounds):
+    for number in range(options.rounds):
         for decoder in DECODERS:
             if (cost := decoder_cost(decoder, photos, decoded)) is not None:
                 alone.setdefault(decoder, []).append(cost)
         for resize in options.resizes:
             few.setdefault(resize, []).append(build_cost(few_photos, out, resize))
             whole.setdefault(resize, []).append(build_cost(all_photos, out, resize))
+        seconds = ", ".join(f"{name} {costs[-1].clock:.2f} s" for name, costs in (alone | whole).items())
+        print(f"round {number + 1}: {seconds}", file=sys.stderr, flush=True)
     for decoder, costs in alone.items():
         clock, cpu = (seconds / decoded for seconds in best(costs))
         print(f"decoder alone, {decoder:12} {1 / clock:6.0f} images/s  {cpu * 1e3:5.2f} ms CPU per image")
