@@ -1,8 +1,10 @@
 """Run notebooks from top to bottom and keep their outputs: `make notebooks`, or `python scripts/notebooks.py FILE...`.
 
-A notebook is only replaced when it has run to its end. What it reads from the environment stands in its first cells.
+A notebook is only replaced when it has run to its end. What it reads from the environment stands in its first cells. Progress
+bars are not kept, nor JPEGs beside PNGs of the same picture.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,20 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+BAR = re.compile(r"\d+%\|")
+
+
+def tidy(book: nbformat.NotebookNode) -> None:
+    """Remove progress bars from what a notebook's cells wrote to stderr, and pictures that are there twice."""
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)
+            if output.get("name") == "stderr":
+                lines = re.split(r"[\r\n]+", output.text)
+                output.text = "\n".join(line for line in lines if line.strip() and not BAR.search(line))
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr" or output.text]
 
 
 def main(paths: list[Path]) -> int:
@@ -27,6 +43,7 @@ def main(paths: list[Path]) -> int:
         except CellExecutionError as error:
             print(f"{path}: {error.ename}: {error.evalue}", file=sys.stderr)
             return 2
+        tidy(book)
         nbformat.write(book, path)
         print(f"{path}: {path.stat().st_size / 1024:.0f} kB")
     return 0

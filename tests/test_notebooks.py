@@ -1,12 +1,15 @@
-"""Every notebook runs from top to bottom, and what is committed has outputs."""
+"""Every notebook runs from top to bottom, as in a fresh clone, and what is committed has outputs."""
 
+import importlib.util
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "notebooks"
 BOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 
 
@@ -21,10 +24,60 @@ def test_a_committed_notebook_was_run_in_order_and_is_small(name: str) -> None:
     assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs)
 
 
+def test_tidying_takes_bars_and_second_copies_and_leaves_warnings() -> None:
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "scripts" / "notebooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    output, cell = nbformat.v4.new_output, nbformat.v4.new_code_cell("1")
+    cell.outputs = [
+        output(
+            "stream", name="stderr", text="\r  0%|    | 0/4 [00:00<?, ?img/s]\r 50%|##  | 2/4\nwarning: 5 % missing\n"
+        ),
+        output("stream", name="stderr", text="\r100%|####| 4/4\n"),
+        output("stream", name="stdout", text="100%|####|"),
+        output("display_data", data={"image/png": "a", "image/jpeg": "b"}),
+        output("display_data", data={"image/jpeg": "c"}),
+    ]
+    script.tidy(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("2"), cell]))
+    assert [(o.get("name"), o.get("text"), o.get("data")) for o in cell.outputs] == [
+        ("stderr", "warning: 5 % missing", None),
+        ("stdout", "100%|####|", None),
+        (None, None, {"image/png": "a"}),
+        (None, None, {"image/jpeg": "c"}),
+    ]
+
+
 def run(path: Path) -> nbformat.NotebookNode:
     """Run a notebook in its folder; a failing cell raises."""
     book = nbformat.read(path, as_version=4)
     return NotebookClient(book, timeout=600, resources={"metadata": {"path": path.parent}}).execute()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository without data or runs, which the notebooks make."""
+    root = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "notebooks"):
+        shutil.copytree(ROOT / name, root / name)
+    return root
+
+
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the notebooks train only so long that seeds and classes differ."""
+    monkeypatch.setenv("HAMGAN_DURATION", "60 steps")
+    monkeypatch.delenv("HAMGAN_RUN", raising=False)
+    monkeypatch.delenv("HAMGAN_NUM_IMAGES", raising=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_short")
+@pytest.mark.parametrize("name", ["02-interpolation-and-truncation.ipynb", "04-read-an-evaluation.ipynb"])
+def test_a_notebook_takes_the_run_of_the_first_or_trains_it(clone: Path, name: str) -> None:
+    run(clone / "notebooks" / name)
+    assert [path.name for path in (clone / "runs").iterdir()] == ["00000-notebook"]
 
 
 @pytest.mark.slow
