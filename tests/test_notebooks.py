@@ -1,12 +1,19 @@
 """Every notebook runs from top to bottom, as in a fresh clone, and what is committed has outputs."""
 
+import base64
 import importlib.util
+import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+from numpy.typing import NDArray
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -70,6 +77,38 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HAMGAN_DURATION", "60 steps")
     monkeypatch.delenv("HAMGAN_RUN", raising=False)
     monkeypatch.delenv("HAMGAN_NUM_IMAGES", raising=False)
+
+
+def holds(sheet: NDArray[np.uint8], image: NDArray[np.uint8]) -> bool:
+    """Say whether an image lies somewhere in a sheet, bit for bit; both (H, W, 3)."""
+    height, width = image.shape[:2]
+    first = image[0].tobytes()
+    for y in range(len(sheet) - height + 1):
+        line, start = sheet[y].tobytes(), -1
+        while (start := line.find(first, start + 1)) >= 0:
+            x = start // 3
+            if start % 3 == 0 and np.array_equal(sheet[y : y + height, x : x + width], image):
+                return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_short")
+def test_the_whole_path_shows_what_a_process_of_its_own_draws(clone: Path) -> None:
+    book = run(clone / "notebooks" / "01-emoji.ipynb")
+    pictures = [
+        o.data["image/png"] for cell in book.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})
+    ]
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures[-1]))).convert("RGB"))
+    out = clone / "drawn"
+    command = [sys.executable, "-m", "hamgan", "sample", "runs/00000-notebook", "--device", "cpu", "--seeds", "0-7"]
+    subprocess.run([*command, "--out", str(out)], cwd=clone, check=True, capture_output=True)
+    drawn = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(out.glob("*.png"))]
+    assert len({image.tobytes() for image in drawn}) == 9 * 8
+    assert all(holds(sheet, image) for image in drawn)
+    other = drawn[0].copy()
+    other[-1, -1, -1] ^= 1
+    assert not holds(sheet, other)
 
 
 @pytest.mark.slow
