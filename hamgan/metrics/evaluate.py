@@ -16,10 +16,10 @@ from hamgan.metrics.inception_score import InceptionScore
 from hamgan.metrics.measure import Measurement
 from hamgan.metrics.protocols import EvaluationSettings, Protocol
 from hamgan.metrics.reference import HELD_OUT_SPLITS, Reference, StoredFeatures, check_comparable, now, versions
-from hamgan.metrics.sources import ChosenImages, DrawnImages, ImageSource, IntArray, SequentialImages
+from hamgan.metrics.sources import ArrayImages, ChosenImages, DrawnImages, ImageSource, IntArray, SequentialImages
 
 Labelled = tuple[Tensor, IntArray | Tensor | None]
-Images = ImageSource | Callable[[IntArray], Labelled] | Iterable[Tensor | Labelled]
+Images = ImageSource | Tensor | Callable[[IntArray], Labelled] | Iterable[Tensor | Labelled]
 
 
 def evaluate(
@@ -42,8 +42,9 @@ def evaluate(
     run alone. With a work folder, a killed evaluation goes on where it was.
 
     Args:
-        images: A source; a function from image numbers (B,) to uint8 images (B, 3, H, W) and class indices or None;
-            or an iterable of batches (images, or images and classes), which serves one process.
+        images: A source; all images as one uint8 tensor (N, 3, H, W); a function from image numbers (B,) to uint8
+            images (B, 3, H, W) and class indices or None; or an iterable of batches (images, or images and classes),
+            which serves one process.
         reference: From `load_statistics`.
         extractor: As the reference was built with.
         settings: What to compute; None takes the protocol's, or the defaults. `num_images` is needed unless a source
@@ -107,6 +108,8 @@ def as_source(images: Images, num_images: int | None) -> ImageSource:
     Raises:
         ValueError: If the number of images is unknown, or larger than what a source holds.
     """
+    if isinstance(images, Tensor):
+        images = ArrayImages(images)
     if isinstance(images, ImageSource):
         if num_images is None or num_images == images.num_images:
             return images

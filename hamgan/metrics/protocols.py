@@ -108,9 +108,9 @@ PROTOCOLS: dict[str, Protocol] = {
         input_protocol="tf1",
         reference_split="validation",
         settings=EvaluationSettings(num_images=49 * 1024, inception_splits=1, shuffle_seed=None),
-        note="Reference: 49 x 1024 images of the validation set, cut and resized without antialiasing. 49 x 1024 "
-        "generated images, classes uniform; Inception Score of one split. As the official HamGAN reports, which "
-        "however feeds unquantised images; here they pass through uint8.",
+        note="Reference: the validation set, cut and resized without antialiasing (the official one draws 49 x 1024 of "
+        "its 50,000, so some twice). 49 x 1024 generated images, classes uniform; Inception Score of one split. As the "
+        "official HamGAN reports, which however feeds unquantised images; here they pass through uint8.",
     ),
     "embedded": Protocol(
         name="embedded",

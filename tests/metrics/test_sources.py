@@ -260,6 +260,10 @@ def test_what_evaluate_accepts():
     assert part.fingerprint == again.fingerprint != ArrayImages(images).fingerprint
     with pytest.raises(ValueError, match="were announced as 9"):
         as_source(DrawnImages(lambda numbers: (images[numbers], None), 9), 4)
+    whole = as_source(images, None)
+    assert torch.equal(whole(np.arange(10)).images, images)
+    with pytest.raises(ValueError, match=r"expected dtype uint8, got torch\.float32"):
+        as_source(images.float(), None)
     assert isinstance(as_source(lambda numbers: (images[numbers], None), 4), DrawnImages)
     with pytest.raises(ValueError, match="got 3, expected 2"):
         DrawnImages(lambda numbers: (images[:3], None), 5)(np.arange(2))
