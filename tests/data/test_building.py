@@ -20,6 +20,7 @@ from tiny_images import encode, noise, smooth, write_class_folders
 from hamgan.data import build as build_module
 from hamgan.data import fileio
 from hamgan.data import staging as staging_module
+from hamgan.data import worker as worker_module
 from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.merge import merge
@@ -397,3 +398,14 @@ def test_checksums_are_zlibs_whoever_computes_them(tmp_path: Path) -> None:
         for size, position in ((0, 0), (1, 5), (fileio._PIECE, 3), (len(data), 0), (len(data), 9)):
             expected = zlib.crc32(data[position : position + size])
             assert fileio.crc32_at(file.fileno(), size, position) == expected
+
+
+def test_blocks_written_in_pieces_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_class_folders(tmp_path / "s", {"a": 70, "b": 5})
+    (tmp_path / "s" / "a" / "000.png").write_bytes(b"no image")
+    build(tmp_path / "s", tmp_path / "whole.h5", resolution=16, workers=1, skip_bad=True)
+    expected = (tmp_path / "whole.h5").read_bytes()
+    for images in (1, 3, 63, 64, 65):
+        monkeypatch.setattr(worker_module, "_PIECE", images * 16 * 16 * 3 + 5)
+        build(tmp_path / "s", tmp_path / f"{images}.h5", resolution=16, workers=1, skip_bad=True)
+        assert (tmp_path / f"{images}.h5").read_bytes() == expected
