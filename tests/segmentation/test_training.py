@@ -82,7 +82,12 @@ def test_a_kill_at_any_moment_loses_nothing_but_time(tiny_run: TrainConfig, tmp_
     config = replace(tiny_run, steps=8, log=replace(tiny_run.log, checkpoint_every=1, test_every=0))
     preset = tmp_path / "killed.toml"
     preset.write_text(dump_toml(config))
-    process = subprocess.Popen(command(preset, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(preset, tmp_path),
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums are rounded by their number
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     run = tmp_path / "00000-killed"
     deadline = time.monotonic() + 120
     while len(list(run.glob("checkpoint-*.pt"))) < 2:
