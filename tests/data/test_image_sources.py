@@ -238,7 +238,8 @@ def test_cifar(tmp_path: Path, kind: int, packed: bool, split: str, protocol: in
             add(archive, name, pickle.dumps(batch, protocol=protocol))
     if not packed:
         with tarfile.open(archive_path) as archive:
-            archive.extractall(tmp_path, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11 has it from 3.11.4 on
+            archive.extractall(tmp_path)
         archive_path.unlink()
     label_key = "labels" if kind == 10 else "fine_labels"
     training = [b for n, b in files.items() if ("data_batch" in n or n.endswith("/train"))]
