@@ -1,8 +1,9 @@
 """How much of the bare network's throughput is left when images go to a folder, an archive or a picture, in how much memory?
 
 Both sides in one run, in turns: `G(z, y)` on latents that are there already, at the batch size that sampling uses and at a
-larger one; and `hamgan.sampling.store`, which draws latents by seed, encodes, and writes. Above 0.8 is the target. Memory is
-the peak of a process that writes an archive, for some images and for four times as many.
+larger one; and `hamgan.sampling.store`, which draws latents by seed, encodes, and writes. What a folder costs depends on what
+the file system takes for a new file, so it is written in memory too, where there is such a place. Above 0.8 is the target.
+Memory is the peak of a process that writes an archive, for some images and for four times as many.
 
 Then the command: `hamgan sample` of 64 images at 128x128 (configs/imagenet128_biggan.toml, width 32, untrained) into a picture,
 against the forward passes alone, at whichever batch size is faster; with the process's start and without it (the command called
@@ -34,6 +35,7 @@ from hamgan.training.config import load_config
 QUICK = ["--images", "1000", "--rounds", "3"]
 LARGE_BATCH = 64
 FEW = 1_000  # images of the memory measurement
+MEMORY = Path("/dev/shm")  # where a file costs next to nothing: what is left is hamgan's share
 CONFIGS = Path(__file__).parents[1] / "configs"
 COMMAND_IMAGES = 64
 COMMAND_ROUNDS = 5
@@ -81,7 +83,10 @@ def compare_stores(path: Path | None, images: int, rounds: int) -> None:
     """Print rates, ratios and memory of folders and archives."""
     G = generator(path)
     rates: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as root:
+    with (
+        tempfile.TemporaryDirectory() as root,
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as memory,
+    ):
         for turn in range(rounds):
             chosen = samples(G, images)
             folder, archive = Path(root) / f"folder{turn}", Path(root) / f"{turn}.npz"
@@ -90,6 +95,11 @@ def compare_stores(path: Path | None, images: int, rounds: int) -> None:
                 for batch in (CHUNK, LARGE_BATCH)
             }
             sides["folder"] = (partial(write_folder, G, chosen, folder, progress=False), images)
+            if MEMORY.is_dir():
+                sides["folder in memory"] = (
+                    partial(write_folder, G, chosen, Path(memory) / str(turn), progress=False),
+                    images,
+                )
             sides["npz"] = (partial(write_npz, G, chosen, archive, progress=False), images)
             for name, (run, count) in sides.items():
                 rates.setdefault(name, []).append(count / seconds(run))

@@ -29,7 +29,8 @@ def encode_pngs(images: Tensor, level: int = LEVEL) -> Iterator[bytes]:
 
     Source: W3C, "Portable Network Graphics", sections 5.3, 7.2 and 9.2.
     """
-    rows = images.permute(0, 2, 3, 1).contiguous().numpy().reshape(len(images), images.shape[2], images.shape[3] * 3)
+    # By numpy: torch would start a team of threads of its own for each thread that writes, and they wait spinning.
+    rows = np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1)).reshape(*images.shape[::2], images.shape[3] * 3)
     header = chunk(b"IHDR", struct.pack(">2I5B", images.shape[3], images.shape[2], 8, 2, 0, 0, 0))
     filtered: NDArray[np.uint8] = np.empty((*rows.shape[:2], 1 + rows.shape[2]), np.uint8)
     filtered[:, :, 0] = UP

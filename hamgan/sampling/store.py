@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from hamgan.sampling.png import END, encode_pngs
 
 PLAN = "samples.json"
 MAX_WAITING = 4
-"""Chunks that may wait to be written before drawing waits for them."""
+"""Tasks that may wait to be written before drawing waits for them."""
 COPY = 1 << 22  # bytes copied at once
 
 
@@ -90,23 +91,26 @@ def _claim(path: Path, plan: dict[str, Any], occupied: bool) -> None:
             raise ValueError(f"{path}: images of {key} {was} lie there, now it is {value}; choose another --out")
 
 
-class _Background:
-    """One thread that writes while the next chunk is drawn; at most MAX_WAITING chunks wait."""
+class _Writer:
+    """Threads that write what is drawn; when more than so many tasks wait, drawing waits for them."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
+    def __init__(self, threads: int = 1, max_waiting: int = MAX_WAITING) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self._max_waiting = max_waiting
         self._waiting: list[Future[None]] = []
 
-    def __call__(self, task: Callable[[], None]) -> None:
-        if len(self._waiting) >= MAX_WAITING:
-            self._waiting.pop(0).result()
-        self._waiting.append(self._pool.submit(task))
+    def __call__(self, *tasks: Callable[[], None]) -> None:
+        self._waiting += [self._pool.submit(task) for task in tasks]
+        self._wait(self._max_waiting)
 
     def finish(self) -> None:
-        while self._waiting:
+        self._wait(0)
+
+    def _wait(self, at_most: int) -> None:
+        while len(self._waiting) > at_most:
             self._waiting.pop(0).result()
 
-    def __enter__(self) -> "_Background":
+    def __enter__(self) -> "_Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,14 +140,17 @@ def write_folder(G: DrawsImages, samples: SampleList, out: Path, *, progress: bo
     _claim(out / PLAN, _plan(G, samples), bool(sizes))
     missing = [i for i in range(len(samples)) if not _whole(out / samples.file_name(i), sizes)]
     kept = len(samples) - len(missing)
+    # Beside drawing on the same cores both would take longer, so there they take turns.
+    on_cpu = all(parameter.device.type == "cpu" for parameter in G.parameters())
+    threads = torch.get_num_threads() if on_cpu else 1
     with (
-        _Background() as write,
+        _Writer(threads, 0 if on_cpu else MAX_WAITING) as write,
         tqdm(total=len(samples), initial=kept, unit="img", delay=2, disable=not progress) as bar,
     ):
         start = 0
         for chunk in samples.draw(G, missing):
             names = [samples.file_name(i) for i in missing[start : start + len(chunk)]]
-            write(partial(_write_pngs, out, names, chunk))
+            write(*(partial(_write_pngs, out, names[i::threads], chunk[i::threads]) for i in range(threads)))
             start += len(chunk)
             bar.update(len(chunk))
         write.finish()
@@ -197,7 +204,7 @@ def write_npz(G: DrawsImages, samples: SampleList, out: Path, *, progress: bool 
         kept = file.tell() // (side * side * 3)
         file.truncate(kept * side * side * 3)
         with (
-            _Background() as write,
+            _Writer() as write,
             tqdm(total=len(samples), initial=kept, unit="img", delay=2, disable=not progress) as bar,
         ):
             for chunk in samples.draw(G, range(kept, len(samples))):
