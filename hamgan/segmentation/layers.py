@@ -62,7 +62,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
-        return super().forward(x.float()).to(x.dtype)
+        normed = F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(x.dtype)
 
 
 class ConvNormReLU(nn.Module):
