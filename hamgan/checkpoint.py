@@ -16,7 +16,7 @@ import reprlib
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -229,3 +229,17 @@ def check_tensors(where: str, ours: "dict[str, Tensor]", theirs: "dict[str, Tens
                 f"the checkpoint's {where}.{name} is {other.dtype} {tuple(other.shape)}; this network needs "
                 f"{tensor.dtype} {tuple(tensor.shape)}"
             )
+
+
+@contextlib.contextmanager
+def refusing_damage() -> Iterator[None]:
+    """Say in one line that a state is not what was saved, whatever fails while it is read.
+
+    Raises:
+        ValueError: If an entry is missing or of another kind.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"the checkpoint's state is damaged ({type(error).__name__}: {line})") from None

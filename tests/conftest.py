@@ -45,7 +45,7 @@ def load_arrays(path: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(np.array(file[name])) for name in file.files}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_generator_config() -> GeneratorConfig:
     """A generator of 32x32 images that a test can afford."""
     return GeneratorConfig(

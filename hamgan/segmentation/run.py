@@ -72,11 +72,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         ValueError: If the checkpoint is of another configuration or data set, or if it is not what `state_of` returns. Its
             checksum proves that it is what was written, not who wrote it.
     """
-    try:
+    with checkpoint.refusing_damage():
         _restore(run, state)
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ValueError(f"the checkpoint's state is damaged ({type(error).__name__}: {line})") from None
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:

@@ -142,11 +142,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
             f"the checkpoint's state is of version {reprlib.repr(state.get('version', 1))}; this hamgan goes on from "
             f"version {STATE_VERSION}"
         )
-    try:
+    with checkpoint.refusing_damage():
         _restore(run, state)
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ValueError(f"the checkpoint's state is damaged ({type(error).__name__}: {line})") from None
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:

@@ -7,27 +7,16 @@ import torch
 
 from hamgan import snapshot
 from hamgan.models.generator import Generator, GeneratorConfig
-from hamgan.nn.hamburger import HamburgerConfig
 from hamgan.sampling.standing import measure_standing_statistics
 
 NAMES = ("cat", "dog & <fox>", "bird")
 
 
 @pytest.fixture(scope="session")
-def explored_shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def explored_shot(tiny_generator_config: GeneratorConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes, a ham that speaks, standing statistics for truncation 0.8."""
-    config = GeneratorConfig(
-        resolution=32,
-        channels=4,
-        num_classes=3,
-        z_dim=16,
-        embedding_dim=8,
-        context="ham",
-        context_resolutions=(16,),
-        ham=HamburgerConfig(rank=4),
-    )
     torch.manual_seed(0)
-    G = Generator(config).eval().requires_grad_(False)
+    G = Generator(tiny_generator_config).eval().requires_grad_(False)
     G.contexts[1].gate.fill_(1.0)  # type: ignore[operator]
     path = tmp_path_factory.mktemp("explored") / "snapshot-00000001.safetensors"
     levels = (measure_standing_statistics(G, z_dim=16, num_classes=3, truncation=0.8, num_images=32, batch_size=16),)
