@@ -12,6 +12,7 @@ from hamgan import dist
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals on which training finishes the step, saves and leaves with 128 + the signal's number."""
+SAME_SECONDS = 1.0
 
 
 class Stopped(Exception):  # noqa: N818  (not an error)
@@ -91,15 +92,22 @@ class Progress:
 
 
 class SignalWatch:
-    """Remembers SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) until the step is finished; a second one acts at once."""
+    """Remembers SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) until the step is finished; a later one acts at once.
+
+    One that follows within SAME_SECONDS is the same one: make, torchrun and schedulers pass on what the group has had already.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._since = 0.0
         self._old = {number: signal.signal(number, self._note) for number in STOPPING}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self.close()
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > SAME_SECONDS:
+            self.close()
+            signal.raise_signal(number)
 
     def close(self) -> None:
         """Give both signals back their old meaning."""
