@@ -15,7 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from hamgan.nn.exchange import close_board, gather, open_board
+from hamgan.nn.exchange import add_up, close_board, gather, open_board
 
 T = TypeVar("T")
 
@@ -171,19 +171,13 @@ def barrier() -> None:
 
 
 def all_reduce_mean_coalesced(tensors: list[Tensor]) -> None:
-    """Average tensors over the processes, in place, in one message for each dtype."""
+    """Average gradients, dense and laid out alike on all processes, in place, in one message for each dtype."""
     if world_size() == 1:
         return
-    for dtype in {tensor.dtype for tensor in tensors}:
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # in the same order everywhere
         group = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.flatten() for tensor in group])
-        if world_size() == 2 and flat.device.type == "cpu":
-            flat = torch.add(*gather(flat))  # as many bytes as gloo's sum takes, in one message
-        else:
-            torch_dist.all_reduce(flat)
-        flat /= world_size()
-        for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        add_up(group)
+        torch._foreach_div_(group, world_size())
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

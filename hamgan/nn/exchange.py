@@ -1,13 +1,14 @@
-"""Small tensors between the processes of a run, fast.
+"""Tensors between the processes of a run, fast.
 
 Batch norm across processes asks for the others' numbers at every layer, and a step waits each time. gloo takes 0.2 to 2 ms for
 that, most of it waking threads. Processes on the CPU of one machine therefore leave their numbers on a board, memory that all
-of them see, and look at it until the others have come.
+of them see, and look at it until the others have come. Gradients go the same way, a boardful at a time.
 """
 
 import os
 import platform
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 MAX_PEERS = 8
 """Processes, at most, among which everyone writes to everyone."""
-SLOT = 1 << 16
+SLOT = 1 << 19
 """Bytes that a process can leave on the board at a time."""
 SPIN_SECONDS, NAP_SECONDS, LOOK_SECONDS = 0.02, 0.0005, 1.0
 """How long to look without a pause, the pauses after that, and how often to see whether the others still live."""
@@ -53,20 +54,44 @@ class Board:
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """As the module's `gather`, for at most SLOT bytes."""
-        self._count += 1
-        flags, slots = self._flags[self._count % 2], self._slots[self._count % 2]
+        slots = self._turn()
         num = x.numel() * x.element_size()
         slots[self._rank][:num].copy_(x.view(-1).view(torch.uint8))
+        self._meet()
+        return [
+            x if peer == self._rank else slot[:num].clone().view(x.dtype).view(x.shape)
+            for peer, slot in enumerate(slots)
+        ]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """As the module's `add_up`, for tensors of one dtype, dense and laid out alike on all processes."""
+        for bucket in _buckets(tensors):
+            sizes = [part.numel() for part in bucket]
+            shares = [
+                list(slot[: sum(sizes) * bucket[0].element_size()].view(bucket[0].dtype).split(sizes))
+                for slot in self._turn()
+            ]
+            torch._foreach_copy_(shares[self._rank], bucket)
+            self._meet()
+            # By rank, so that all have the same sum to the last bit; of the first two the order does not matter.
+            first = min(self._rank, 1)
+            if self._rank > 1:
+                torch._foreach_copy_(bucket, shares[first])
+            for peer in (1 - first, *range(2, len(shares))):
+                torch._foreach_add_(bucket, shares[peer])
+
+    def _turn(self) -> list[Tensor]:
+        """Begin an exchange; return its slots, by rank."""
+        self._count += 1
+        return self._slots[self._count % 2]
+
+    def _meet(self) -> None:
+        """Say that this process's slot is written, and wait until all are."""
+        flags = self._flags[self._count % 2]
         flags[self._rank].fill_(self._count)
-        parts = []
-        for peer, slot in enumerate(slots):
-            if peer == self._rank:
-                parts.append(x)
-                continue
-            if flags[peer].item() != self._count:
-                self._wait(flags[peer], peer)
-            parts.append(slot[:num].clone().view(x.dtype).view(x.shape))
-        return parts
+        for peer, flag in enumerate(flags):
+            if peer != self._rank and flag.item() != self._count:
+                self._wait(flag, peer)
 
     def _wait(self, flag: Tensor, peer: int) -> None:
         began = looked = time.monotonic()
@@ -82,6 +107,23 @@ class Board:
                     raise RuntimeError(f"Connection closed by peer: process {self._pids[peer]} did not come")
                 if not _lives(self._pids[peer]):
                     raise RuntimeError(f"Connection closed by peer: process {self._pids[peer]} is gone")
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Cut tensors, seen as the values in their memory, into lists of parts that fill a slot each."""
+    bucket: list[Tensor] = []
+    room = SLOT
+    for tensor in tensors:
+        rest = tensor.as_strided((tensor.numel(),), (1,))
+        while rest.numel():
+            part = rest[: room // rest.element_size()]
+            bucket.append(part)
+            rest, room = rest[part.numel() :], room - part.numel() * part.element_size()
+            if room < tensor.element_size():
+                yield bucket
+                bucket, room = [], SLOT
+    if bucket:
+        yield bucket
 
 
 def _lives(pid: int) -> bool:
@@ -153,3 +195,19 @@ def gather(x: Tensor, group: torch_dist.ProcessGroup | None = None) -> list[Tens
         if work is not None:
             work.wait()
     return parts
+
+
+def add_up(tensors: Sequence[Tensor], group: torch_dist.ProcessGroup | None = None) -> None:
+    """Add tensors up over the processes, in place; every process gets the same sums to the last bit.
+
+    Args:
+        tensors: Of one dtype; of the same shapes and strides on all processes, without holes.
+        group: Of all processes; None: the default one.
+    """
+    if _board is not None and all(tensor.device.type == "cpu" for tensor in tensors):
+        _board.add_up(tensors)
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    torch_dist.all_reduce(flat, group=group)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,4 +1,4 @@
-"""The board: many exchanges between processes that hurry and dawdle, and one that is left alone."""
+"""The board: many exchanges and sums between processes that hurry and dawdle, and one that is left alone."""
 
 import os
 import random
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hamgan.nn import exchange
 from hamgan.nn.exchange import SLOT, Board
 
 NUM_PROCESSES, NUM_EXCHANGES = 3, 3000
+RANKS = range(NUM_PROCESSES)
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the board needs Linux's /proc")
 
 
@@ -22,6 +24,15 @@ def message(rank: int, turn: int) -> torch.Tensor:
     """What a process leaves in a turn: of a size that all know, and of numbers that only it has."""
     size = random.Random(turn).choice((1, 2, 7, 64, SLOT // 4))
     return torch.full((size,), float(rank * NUM_EXCHANGES + turn))
+
+
+def gradients(rank: int, turn: int) -> list[torch.Tensor]:
+    """What a process adds in a turn: a scalar, nothing, what fills more than two slots, and a map in its own layout."""
+    torch.manual_seed(rank * NUM_EXCHANGES + turn)
+    dtype = torch.bfloat16 if turn % 200 else torch.float32
+    large = torch.randn(2 * SLOT // dtype.itemsize + 3)
+    layout = torch.randn(2, 3, 5, 7).to(memory_format=torch.channels_last)
+    return [tensor.to(dtype) for tensor in (torch.randn(()), torch.empty(0), large, layout, torch.randn(1, 4))]
 
 
 def one_process(path: Path, rank: int) -> None:
@@ -35,6 +46,13 @@ def one_process(path: Path, rank: int) -> None:
     for turn in range(NUM_EXCHANGES):
         if rng.random() < 0.002:
             time.sleep(rng.uniform(0, 0.03))
+        if turn % 100 == 0:
+            sums = gradients(rank, turn)
+            board.add_up(sums)
+            expected = [
+                sum(parts[1:], parts[0]) for parts in zip(*map(partial(gradients, turn=turn), RANKS), strict=True)
+            ]
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(sums, expected, strict=True)), turn
         parts = board.gather(message(rank, turn))
         assert all(torch.equal(part, message(peer, turn)) for peer, part in enumerate(parts)), turn
 

@@ -1,4 +1,4 @@
-"""Batch norm over two processes is batch norm of the whole batch: values, gradients and running statistics."""
+"""Batch norm over two processes is that of the whole batch, forward and backward; sums are the same on both."""
 
 import platform
 import subprocess
@@ -43,7 +43,9 @@ def one_process(folder: str, rank: int, dtype: torch.dtype, *, board: bool) -> N
         exchange.open_board()
         assert (exchange._board is not None) == (platform.machine() in exchange.ORDERED)
     x, weight = (part.chunk(NUM_PROCESSES)[rank] for part in batch(dtype))
-    torch.save(pass_through(x, weight), Path(folder) / f"{rank}.pt")
+    sums = [x.clone(), weight.clone()]
+    exchange.add_up(sums)
+    torch.save(pass_through(x, weight) | dict(zip(("x", "weight"), sums, strict=True)), Path(folder) / f"{rank}.pt")
     torch_dist.destroy_process_group()
 
 
@@ -56,6 +58,8 @@ def test_two_processes_equal_one(dtype: torch.dtype, atol: float, board: bool, t
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(NUM_PROCESSES)]
     x, weight = batch(dtype)
     expected = pass_through(x.double(), weight.double()) if dtype == torch.float32 else pass_through(x, weight)
+    for key, whole in zip(("x", "weight"), batch(dtype), strict=True):
+        assert all(torch.equal(part[key], torch.add(*whole.chunk(NUM_PROCESSES))) for part in parts), key
     for key in ("mean", "var"):
         assert torch.equal(parts[0][key], parts[1][key])
         torch.testing.assert_close(parts[0][key].double(), expected[key].double(), rtol=1e-5, atol=1e-6)
