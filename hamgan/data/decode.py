@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hamgan.data.crop_jpeg import MOST_PIXELS, Place, SquareDecoder
+
 try:
     import simplejpeg  # type: ignore[import-untyped]
 except ImportError:
@@ -18,7 +20,29 @@ except ImportError:
 
 Color = tuple[int, int, int]
 
-_MOST_PIXELS = 2**26  # larger ones are left to Pillow, which refuses what must be an attack
+
+def decode_square(data: bytes, background: Color, place: Place, decoder: SquareDecoder | None) -> NDArray[np.uint8]:
+    """Decode a square of an image file: as `decode`, but nothing beside it if that can be avoided.
+
+    Args:
+        data: A JPEG, PNG, WebP, ... file.
+        background: RGB, 0..255, behind transparent pixels.
+        place: Tells of a height and a width where the square is: (top, left, side), in pixels.
+        decoder: Decodes squares of JPEGs; None where it cannot be had.
+
+    Returns:
+        Pixels, (side, side, 3), valid until the decoder's next call.
+
+    Raises:
+        ValueError: If the file is damaged, truncated or in no format that can become RGB.
+    """
+    if decoder is not None and data[:2] == b"\xff\xd8" and not _may_be_rotated(data):
+        square = decoder.square(data, place)
+        if square is not None:
+            return square
+    image = decode(data, background)
+    top, left, side = place(*image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
 def decode(data: bytes, background: Color) -> NDArray[np.uint8]:
@@ -40,7 +64,7 @@ def decode(data: bytes, background: Color) -> NDArray[np.uint8]:
     if simplejpeg is not None and data[:2] == b"\xff\xd8" and not _may_be_rotated(data):
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            if colors in ("YCbCr", "Gray", "RGB") and height * width <= _MOST_PIXELS:
+            if colors in ("YCbCr", "Gray", "RGB") and height * width <= MOST_PIXELS:
                 return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             pass  # Pillow decides whether it is an error: some warnings are harmless

@@ -46,14 +46,9 @@ def resize_square(
         ValueError: If `resize` is "none" and the image is not resolution x resolution.
     """
     height, width = image.shape[:2]
-    side = min(height, width)
     if resize == "none" and (height, width) != (resolution, resolution):
         raise ValueError(f"is {width}x{height}, and resize 'none' takes {resolution}x{resolution} only")
-    if resize == "tfgan":
-        # TF-GAN rounds the margin up where everyone else rounds it down.
-        top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    else:
-        top, left = (height - side) // 2, (width - side) // 2
+    top, left, side = centre_square(height, width, resize)
     if out is None:
         out = np.empty((resolution, resolution, 3), np.uint8)
     crop = image[top : top + side, left : left + side]
@@ -66,6 +61,14 @@ def resize_square(
     else:
         out[...] = _filtered(crop, resolution, resize)
     return out
+
+
+def centre_square(height: int, width: int, resize: str) -> tuple[int, int, int]:
+    """Return where the largest centred square of an image is: (top, left, side), pixels."""
+    side = min(height, width)
+    # TF-GAN rounds the margin up where everyone else rounds it down.
+    odd = 1 if resize == "tfgan" else 0
+    return (height - side + odd) // 2, (width - side + odd) // 2, side
 
 
 def _filtered(crop: NDArray[np.uint8], resolution: int, resize: str) -> NDArray[np.uint8]:
