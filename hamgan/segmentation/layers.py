@@ -167,4 +167,12 @@ class BilinearResize(nn.Module):
         """(B, C, h, w) -> (B, C, H, W) for size (H, W)."""
         if x.shape[2:] == torch.Size(size):
             return x
-        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=self.align_corners)
+        resized = F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=self.align_corners)
+        if resized.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
+            resized.register_hook(_in_channels_last)
+        return resized
+
+
+def _in_channels_last(gradient: Tensor) -> Tensor:
+    """Lay a gradient out as its map is: that of a part of a concatenation has gaps, through which resizing goes slowly."""
+    return gradient.contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from torch import nn
 
 from hamgan.nn.hamburger import HamburgerConfig
 from hamgan.segmentation.hamburger import Hamburger, HamVersion
-from hamgan.segmentation.layers import BatchNorm
+from hamgan.segmentation.layers import BatchNorm, BilinearResize
 from hamgan.segmentation.model import SegmentationConfig, Segmentor
 
 TINY = SegmentationConfig(
@@ -199,3 +199,17 @@ def test_bad_configurations_are_named(changes: dict[str, Any], message: str) -> 
 def test_bad_images_are_named(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Segmentor(TINY).eval()(torch.zeros(shape))
+
+
+def test_gradients_go_back_through_resizing_as_through_torchs() -> None:
+    x = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    laid_out = []
+    resized = BilinearResize(align_corners=False)(ours, (9, 8))
+    resized.grad_fn.register_prehook(lambda gradients: laid_out.append(gradients[0]))  # type: ignore[union-attr]
+    weight = torch.randn(2, 10, 9, 8, generator=torch.Generator().manual_seed(1))
+    for source, map_ in ((ours, resized), (theirs, F.interpolate(theirs, (9, 8), mode="bilinear"))):
+        (torch.cat([map_, torch.ones(2, 4, 9, 8)], 1) * weight).sum().backward()  # type: ignore[no-untyped-call]
+        assert source.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert laid_out[0].is_contiguous(memory_format=torch.channels_last)
