@@ -1,8 +1,10 @@
 """Which device a run computes on, and in which precision."""
 
 import contextlib
+import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Literal
 
 import torch
@@ -62,3 +64,20 @@ def resolve_autocast(precision: Literal["fp32", "bf16", "auto"], device: torch.d
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
     return precision, autocast
+
+
+def release_memory(device: torch.device) -> None:
+    """Give free memory back to the system where maps are on the CPU and the C library is GNU's; elsewhere do nothing.
+
+    Its heap otherwise grows with every new size of a map, as what is free lies in pieces between what is not.
+    """
+    if device.type == "cpu" and (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library
+        return None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hamgan.device import Autocast
+from hamgan.device import Autocast, release_memory
 from hamgan.segmentation.augment import normalize, resize_image, scaled_size
 from hamgan.segmentation.dataset import LabelledImages, Sample
 from hamgan.segmentation.loader import read_ahead
@@ -55,11 +55,16 @@ class TestConfig:
         return views + (" and flip" if self.flip else "")
 
 
+BAND_PIXELS = 1 << 14
+"""Pixels of the image whose scores are taken at a time, in whole rows."""
+
+
 @torch.inference_mode()
 def predict(model: Segmentor, image: NDArray[np.uint8], test: TestConfig, autocast: Autocast) -> NDArray[np.uint8]:
     """Classify every pixel of an image.
 
-    Several views are averaged as probabilities, one after the other: memory does not grow with their number.
+    Several views are averaged as probabilities, one after the other. What is kept from view to view is their sum; a view's
+    scores at the image's size are taken for a band of rows at a time.
 
     Args:
         model: In evaluation mode.
@@ -79,30 +84,54 @@ def predict(model: Segmentor, image: NDArray[np.uint8], test: TestConfig, autoca
     pixels = torch.from_numpy(image).permute(2, 0, 1).to(device)
     views = [(ratio, flip) for ratio in test.ratios for flip in ((False, True) if test.flip else (False,))]
     if len(views) == 1:
-        return _classes(_logits(model, pixels, *views[0], test, autocast))
-    total = torch.zeros(model.config.num_classes, *image.shape[:2], device=device)
+        bands = _view_scores(model, pixels, *views[0], test, autocast)
+        return torch.cat([scores.argmax(0).to(torch.uint8) for _, scores in bands]).cpu().numpy()
+    total = torch.zeros(
+        image.shape[0], model.config.num_classes, image.shape[1], device=device
+    )  # a band is in one piece
     for ratio, flip in views:
-        # No name holds one view's maps while the next one is computed.
-        total += _logits(model, pixels, ratio, flip, test, autocast).softmax(0)
-    return _classes(total)
+        for rows, scores in _view_scores(model, pixels, ratio, flip, test, autocast):
+            total[rows] += scores.softmax(0).movedim(1, 0)
+            del scores
+        release_memory(device)
+    return total.argmax(1).to(torch.uint8).cpu().numpy()
 
 
-def _classes(scores: Tensor) -> NDArray[np.uint8]:
-    """Return the best class of every pixel, (H, W), of (num_classes, H, W)."""
-    return scores.argmax(0).to(torch.uint8).cpu().numpy()
+def _view_scores(
+    model: Segmentor, pixels: Tensor, ratio: float, flip: bool, test: TestConfig, autocast: Autocast
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield bands of rows of the image with a view's logits there, not mirrored, (num_classes, rows, W).
 
-
-def _logits(model: Segmentor, pixels: Tensor, ratio: float, flip: bool, test: TestConfig, autocast: Autocast) -> Tensor:
-    """Return the logits of one view at the image's own size, not mirrored, (num_classes, H, W)."""
+    The published code resizes the head's logits to the view's size and from there to the image's. Both are linear and act on
+    rows and columns apart, so that a matrix for each does the two at once.
+    """
     height, width = pixels.shape[1:]
     view = resize_image(pixels, *scaled_size(height, width, test.scale, ratio))
     rounded = [-(-side // test.multiple) * test.multiple for side in view.shape[1:]]
     view = normalize(resize_image(view, *rounded))[None].contiguous(memory_format=torch.channels_last)
+    if flip:
+        view = view.flip(3)
     with autocast():
-        logits = model(view.flip(3) if flip else view)
-    size = (height, width)
-    logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=model.config.align_corners)
-    return (logits.flip(3) if flip else logits)[0]
+        coarse = model.coarse_logits(view)[0].float().contiguous()
+    del view
+    align = model.config.align_corners
+    down = resize_matrix((coarse.shape[1], rounded[0], height), align_corners=align).to(coarse.device)
+    across = resize_matrix((coarse.shape[2], rounded[1], width), align_corners=align).to(coarse.device)
+    if flip:
+        across = across.flip(0)
+    step = max(BAND_PIXELS // width, 1)
+    for top in range(0, height, step):
+        rows = slice(top, min(top + step, height))
+        yield rows, down[rows] @ coarse @ across.T
+
+
+def resize_matrix(lengths: Sequence[int], *, align_corners: bool) -> Tensor:
+    """Return the matrix, (last, first), that resizes one side linearly from the first of some lengths to each of the others."""
+    points = torch.eye(lengths[0])[None, :, :, None]
+    for length in lengths[1:]:
+        if points.shape[2] != length:
+            points = F.interpolate(points, (length, 1), mode="bilinear", align_corners=align_corners)
+    return points[0, :, :, 0].T
 
 
 class Prediction(NamedTuple):

@@ -48,6 +48,13 @@ class EvaluationPlan:
     num_workers: int = 0
     """Processes that read images ahead; 0: none."""
 
+    def __post_init__(self) -> None:
+        if self.num_images is not None and self.num_images < 1:
+            raise ValueError(f"num_images is {self.num_images}; it must be at least 1")
+        for name in ("num_worst", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
 
 @dataclass(kw_only=True)
 class _Tally:
@@ -247,13 +254,15 @@ def predict_files(
 
     Raises:
         FileNotFoundError: If an image does not exist.
-        ValueError: If a folder has no image, or an image is unreadable or smaller than the network's stride.
+        ValueError: If a folder has no image, two images have one name, or one is unreadable or smaller than the network's
+            stride.
     """
     where = resolve_device(device)
     prepare(where)
     _, autocast = resolve_autocast(precision, where)  # type: ignore[arg-type]
     model = trained.model.to(where).to(memory_format=torch.channels_last)
     files = [pair for path in images for pair in _targets(path)]
+    _check_names(files)
     for file, name in tqdm(files, unit="img", disable=len(files) < 2):
         image = read_image(file)
         try:
@@ -275,3 +284,12 @@ def _targets(path: Path) -> list[tuple[Path, str]]:
     if not files:
         raise ValueError(f"{path}: has no image")
     return [(file, file.relative_to(path).with_suffix("").as_posix()) for file in files]
+
+
+def _check_names(files: Sequence[tuple[Path, str]]) -> None:
+    """Refuse images whose masks would be written over each other."""
+    first: dict[str, Path] = {}
+    for file, name in files:
+        other = first.setdefault(name, file)
+        if other.absolute() != file.absolute():
+            raise ValueError(f"{file}: its mask would be written over that of {other}; give them to two commands")

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hamgan.device import resolve_autocast
+from hamgan.segmentation import evaluate as evaluate_views
 from hamgan.segmentation import testing
 from hamgan.segmentation.augment import MEAN, STD, resize_image
-from hamgan.segmentation.evaluate import TestConfig, predict
+from hamgan.segmentation.evaluate import TestConfig, predict, resize_matrix
 from hamgan.segmentation.model import SegmentationConfig, Segmentor
 from hamgan.segmentation.open_data import DataConfig, open_data
-from hamgan.segmentation.testing import EvaluationPlan, card_text, evaluate
+from hamgan.segmentation.testing import EvaluationPlan, card_text, evaluate, predict_files
 from hamgan.segmentation.trained import Trained
 
 _, FP32 = resolve_autocast("fp32", torch.device("cpu"))
@@ -73,22 +74,46 @@ def test_a_mirrored_image_is_labelled_mirrored(segmentor: Segmentor) -> None:
     assert np.mean(labels == mirrored[:, ::-1]) > 0.99
 
 
-def test_views_are_seen_one_at_a_time_and_added_in_place(segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    forward = Segmentor.forward
-    monkeypatch.setattr(Segmentor, "forward", lambda self, x: seen.append(x.shape) or forward(self, x))
-    kept = []
-    add = Tensor.__iadd__
+def peak_bytes(segmentor: Segmentor, image: np.ndarray, test: TestConfig) -> int:
+    """Return the most bytes of tensors that were alive at once during a prediction, by the profiler's log of allocations."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        predict(segmentor, image, test, FP32)
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
+    alive = np.cumsum([size for _, size in sorted(changes, key=lambda change: change[0])])
+    return int(alive.max())
 
-    def counted(self: Tensor, *others: object, **more: object) -> Tensor:
-        if self.shape[-2:] == (40, 40):  # probabilities at the image's size; layers inside the model add in place too
-            kept.append(self.data_ptr())
-        return add(self, *others, **more)
 
-    monkeypatch.setattr(Tensor, "__iadd__", counted)
-    predict(segmentor, image_of(40, 40), TestConfig(scale=(64, 64)).multi_scale(), FP32)
-    assert len(seen) == 12 and all(shape[0] == 1 for shape in seen)
-    assert len({pointer for pointer in kept if kept.count(pointer) >= 12}) == 1
+def test_memory_does_not_grow_with_the_number_of_views(segmentor: Segmentor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_views, "BAND_PIXELS", 1024)
+    image = image_of(96, 128)
+    sums = 4 * 10 * 96 * 128
+    largest = 1.75
+    peaks = {}
+    for count in (1, 2, 6, 18):
+        ratios = tuple(np.linspace(0.5, largest, count)) if count > 1 else (largest,)
+        peaks[count] = peak_bytes(segmentor, image, TestConfig(scale=(128, 96), ratios=ratios, flip=count > 1))
+    assert peaks[2] == peaks[6] == peaks[18]
+    assert sums <= peaks[2] <= peaks[1] + 1.05 * sums  # besides the view there are the sums, once
+
+
+def test_a_views_logits_are_never_whole_at_the_images_size(segmentor: Segmentor) -> None:
+    """An image far larger than what the network sees of it: its 10 logits a pixel alone would be 160 MB."""
+    peak = peak_bytes(segmentor, image_of(2000, 2000), TestConfig(scale=(64, 64)))
+    assert peak < 2000 * 2000 * 4 * 4
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_one_product_resizes_as_one_step_after_the_other(align_corners: bool) -> None:
+    coarse = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = coarse[None]
+    for size in ((40, 56), (33, 70)):
+        expected = F.interpolate(expected, size, mode="bilinear", align_corners=align_corners)
+    rows, columns = (
+        resize_matrix(lengths, align_corners=align_corners).double() for lengths in ((5, 40, 33), (7, 56, 70))
+    )
+    torch.testing.assert_close(rows @ coarse @ columns.T, expected[0], rtol=1e-6, atol=1e-6)
+    assert torch.equal(resize_matrix((4, 4, 4), align_corners=align_corners), torch.eye(4))
 
 
 def test_an_image_smaller_than_the_stride_is_refused(segmentor: Segmentor) -> None:
@@ -153,3 +178,31 @@ def test_a_killed_evaluation_goes_on(trained: Trained, tmp_path: Path, monkeypat
 
 def exit_now() -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_images": 0}, "num_images is 0; it must be at least 1"),
+        ({"num_images": -3}, "num_images is -3; it must be at least 1"),
+        ({"num_worst": -1}, "num_worst is -1; it must be at least 0"),
+        ({"num_workers": -1}, "num_workers is -1; it must be at least 0"),
+    ],
+)
+def test_impossible_plans_are_refused(given: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluationPlan(split="test", test=TestConfig(), **given)  # type: ignore[arg-type]
+
+
+def test_predictions_are_not_written_over_each_other(trained: Trained, tmp_path: Path) -> None:
+    images = [tmp_path / name for name in ("a.png", "a.jpg", "below/a.png")]
+    (tmp_path / "below").mkdir()
+    for path in images:
+        Image.fromarray(image_of(40, 50)).save(path)
+    settings = {"test": trained.test, "device": "cpu", "precision": "fp32"}
+    for pair in ([images[0], images[1]], [images[0], images[2]], [tmp_path]):
+        with pytest.raises(ValueError, match="its mask would be written over that of"):
+            predict_files(trained, pair, tmp_path / "out", **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+    assert predict_files(trained, [images[0], images[0]], tmp_path / "out", **settings) == 2  # type: ignore[arg-type]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a-mask.png", "a-overlay.png"}
