@@ -54,6 +54,12 @@ class TrainConfig:
     """What training starts from: a run folder, a checkpoint, or a public file of a segmentor or its backbone; empty: none."""
     auxiliary_weight: float = 0.4
     """Weight of the auxiliary head's loss, where there is that head."""
+    label_smoothing: float = 0.0
+    """Share of a pixel's target that is spread evenly over all classes; 0: none (published)."""
+    jaccard_weight: float = 0.0
+    """Weight of a loss that is 1 - the batch's mean intersection over union, with probabilities; 0: none (published)."""
+    ema_decay: float = 0.0
+    """Weight of the old value in the moving average of the weights, per step, which is then what is tested; 0: no average."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
     """Of the network's convolutions; auto: bf16 where the device computes in it, else fp32."""
     device: str = "auto"
@@ -77,9 +83,12 @@ class TrainConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("micro_batch", "auxiliary_weight"):
+        for name in ("micro_batch", "auxiliary_weight", "jaccard_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2**63)")
 

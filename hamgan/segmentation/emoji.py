@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "fit", "validation"]
+"""train and test part all emoji, fit and validation part those of train: recipes are chosen with the latter two."""
 Classes = Literal["kinds", "groups"]
 
 TEST_SHARE = 5
-"""One family in so many is for testing."""
+"""One family in so many is for testing; of the others, one in so many for validation."""
 
 _JOINER, _PICTURE_STYLE = 0x200D, 0xFE0F
 _GENDERS = (0x2640, 0x2642)
@@ -101,10 +102,12 @@ class Emoji:
         return _family(_code_points(self.member))
 
     @property
-    def split(self) -> Split:
-        """Whether it is for training or for testing: by its family's name alone, so that no family is in both."""
+    def splits(self) -> tuple[Split, ...]:
+        """What it is for: by its family's name alone, so that no family is in both train and test, or fit and validation."""
         digest = hashlib.sha256(repr(self.family).encode()).digest()
-        return "test" if digest[0] % TEST_SHARE == 0 else "train"
+        if digest[0] % TEST_SHARE == 0:
+            return ("test",)
+        return ("train", "validation" if digest[1] % TEST_SHARE == 0 else "fit")
 
 
 def _code_points(member: str) -> list[int]:
@@ -121,10 +124,10 @@ def list_emoji(classes: Classes, split: Split) -> list[Emoji]:
 
     Args:
         classes: kinds: the nine of `KINDS`; groups: the archive's nine groups.
-        split: train or test.
+        split: train or test, or one of the parts of train, fit and validation.
     """
     found = [Emoji(member=member, kind=kind) for member in _members() if (kind := _class_of(member, classes))]
-    return [emoji for emoji in found if emoji.split == split]
+    return [emoji for emoji in found if split in emoji.splits]
 
 
 def class_names(classes: Classes) -> tuple[str, ...]:

@@ -34,9 +34,9 @@ class DataConfig:
     both."""
     train_split: str = "train"
     """Images to train on. ade20k and pascal_context: train. voc: train, trainaug or trainval. folders: a folder below images/
-    and masks/, or empty. scenes: train."""
+    and masks/, or empty. scenes: train, or fit, the part of it that is not for validation."""
     test_split: str = "val"
-    """Images to test on. ade20k, pascal_context and voc: val. folders: as above. scenes: test."""
+    """Images to test on. ade20k, pascal_context and voc: val. folders: as above. scenes: test, or validation."""
     num_workers: int = 4
     """Processes that read and augment; 0: the one that trains."""
     num_train: int = 100_000
@@ -62,11 +62,12 @@ def open_data(config: DataConfig, split: str) -> LabelledImages:
         ValueError: If there is no such split, or it has no image.
     """
     if config.kind == "scenes":
-        if split == "train":
-            return EmojiScenes(config.scenes, "train", config.num_train)
-        if split == "test":
-            return EmojiScenes(config.scenes, "test", config.num_test)
-        raise ValueError(f"split is '{split}'; scenes have train and test")
+        match split:
+            case "train" | "fit":
+                return EmojiScenes(config.scenes, split, config.num_train)
+            case "test" | "validation":
+                return EmojiScenes(config.scenes, split, config.num_test)
+        raise ValueError(f"split is '{split}'; scenes have train and test, or fit and validation, which part train")
     root = Path(config.path).expanduser()
     if not config.path or not root.is_dir():
         raise FileNotFoundError(f"data.path is '{config.path}'; it must be the folder of {config.kind}")

@@ -1,5 +1,6 @@
 """What a run carries from step to step: the network, its optimiser, the step; how it begins, is saved and is taken up again."""
 
+import copy
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +30,15 @@ class Run:
     data: LabelledImages
     model: Segmentor
     optimizer: torch.optim.Optimizer
+    average: Segmentor | None
+    """The moving average of the network's weights; None: `config.ema_decay` is 0."""
     step: int = 0
     """Optimiser steps taken."""
+
+    @property
+    def tested(self) -> Segmentor:
+        """What is tested: the average, or the network itself where there is none."""
+        return self.model if self.average is None else self.average
 
 
 def build_run(config: TrainConfig, device: torch.device, data: LabelledImages, *, fresh: bool) -> Run:
@@ -48,7 +56,34 @@ def build_run(config: TrainConfig, device: torch.device, data: LabelledImages, *
         initialize(model, Path(config.weights))
     model = model.to(device).to(memory_format=torch.channels_last)
     dist.broadcast_module(model)
-    return Run(config=config, device=device, data=data, model=model, optimizer=build_optimizer(model, config.optimizer))
+    return Run(
+        config=config,
+        device=device,
+        data=data,
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer),
+        average=copy.deepcopy(model).eval().requires_grad_(False) if config.ema_decay else None,
+    )
+
+
+@torch.no_grad()
+def update_average(run: Run) -> None:
+    """Move the average, if there is one, towards the network after a step.
+
+    Weights and running statistics are averaged; the ham's bases are copied, as their columns have no order to be averaged in.
+    """
+    if run.average is None:
+        return
+    decay = min(run.config.ema_decay, run.step / (run.step + 9))  # the first weights are soon forgotten
+    targets: list[Tensor] = []
+    sources: list[Tensor] = []
+    for (name, target), source in zip(run.average.state_dict().items(), run.model.state_dict().values(), strict=True):
+        if name.endswith("ham.bases"):
+            target.copy_(source)
+        else:
+            targets.append(target)
+            sources.append(source)
+    torch._foreach_lerp_(targets, sources, 1 - decay)
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -61,6 +96,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "class_names": list(run.data.class_names),
         "palette": torch.from_numpy(run.data.palette.copy()),
         "model": run.model.state_dict(),
+        "average": run.average.state_dict() if run.average is not None else None,
         "optimizer": run.optimizer.state_dict(),
     }
 
@@ -86,8 +122,12 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
     if type(step) is not int or step < 0:
         raise ValueError(f"the checkpoint's step is {reprlib.repr(step)}")
     checkpoint.check_tensors("model", run.model.state_dict(), state["model"])
+    if run.average is not None:
+        checkpoint.check_tensors("average", run.average.state_dict(), state["average"])
     moments = _moments(run.optimizer, state["optimizer"]["state"])
     run.model.load_state_dict(state["model"])
+    if run.average is not None:
+        run.average.load_state_dict(state["average"])
     # The groups' settings are the configuration's, not the file's.
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
     run.step = step
@@ -132,6 +172,8 @@ def take_step(
     micro_batches: Sequence[MicroBatch],
     *,
     auxiliary_weight: float,
+    label_smoothing: float,
+    jaccard_weight: float,
     autocast: Autocast,
 ) -> dict[str, Tensor]:
     """Take one optimiser step: add up the micro-batches' gradients, average them over the processes, and let it step.
@@ -146,7 +188,9 @@ def take_step(
         torch.manual_seed(batch.layer_seed)
         with autocast():
             logits = model.forward_train(batch.images, batch.bases_keys)
-        losses, statistics = loss_of(logits, batch.labels, auxiliary_weight)
+        losses, statistics = loss_of(
+            logits, batch.labels, auxiliary_weight, label_smoothing=label_smoothing, jaccard_weight=jaccard_weight
+        )
         (losses / len(micro_batches)).backward()
         parts.append(statistics)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -156,18 +200,51 @@ def take_step(
     return {key: torch.stack([part[key] for part in parts]).mean() for key in parts[0]} | {"grad_norm": norm}
 
 
-def loss_of(logits: Logits, labels: Tensor, auxiliary_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_of(
+    logits: Logits,
+    labels: Tensor,
+    auxiliary_weight: float,
+    *,
+    label_smoothing: float = 0.0,
+    jaccard_weight: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss, and what to record of it."""
-    main = cross_entropy(logits.main, labels)
+    main = cross_entropy(logits.main, labels, label_smoothing)
     counted = labels != IGNORED
     right = (logits.main.detach().argmax(1) == labels) & counted
     statistics = {"loss": main.detach(), "pixel_accuracy": right.sum() / counted.sum().clamp_min(1)}
+    if jaccard_weight:
+        jaccard = jaccard_loss(logits.main, labels)
+        main = main + jaccard_weight * jaccard
+        statistics["jaccard_loss"] = jaccard.detach()
     if logits.auxiliary is None:
         return main, statistics
-    auxiliary = cross_entropy(logits.auxiliary, labels)
+    auxiliary = cross_entropy(logits.auxiliary, labels, label_smoothing)
     return main + auxiliary_weight * auxiliary, statistics | {"auxiliary_loss": auxiliary.detach()}
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Average the cross-entropy over all pixels; ignored ones add nothing to the sum, and count in the number (published)."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum") / labels.numel()
+    total = F.cross_entropy(
+        logits.float(), labels, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
+    )
+    return total / labels.numel()
+
+
+def jaccard_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 - the mean over the batch's classes of intersection over union, with probabilities for predictions.
+
+    Source: Rahman & Wang 2016, equation 4; over the whole micro-batch, as the score is taken over the whole data set.
+    """
+    num_classes = logits.shape[1]
+    counted = (labels != IGNORED).flatten()
+    classes = torch.where(
+        counted, labels.flatten(), num_classes
+    )  # ignored pixels are a class of their own, left out below
+    probability = logits.float().softmax(1).movedim(1, -1).reshape(-1, num_classes) * counted[:, None]
+    right = probability.gather(1, classes.clamp_max(num_classes - 1)[:, None])[:, 0]
+    intersection = right.new_zeros(num_classes + 1).index_add(0, classes, right)[:num_classes]
+    labelled = torch.bincount(classes, minlength=num_classes + 1)[:num_classes]
+    union = probability.sum(0) + labelled - intersection
+    present = labelled > 0
+    return 1 - (intersection / union.clamp_min(1e-6) * present).sum() / present.sum().clamp_min(1)

@@ -17,8 +17,9 @@ from PIL import Image
 from hamgan.segmentation import emoji
 from hamgan.segmentation.dataset import LabelledImages, Sample
 from hamgan.segmentation.palettes import distinct_palette
+from hamgan.segmentation.variety import VarietyConfig, vary_colors
 
-_SPLITS = ("train", "test")
+_SPLITS: tuple[emoji.Split, ...] = ("train", "test", "fit", "validation")
 OPAQUE = 128
 """Smallest alpha, of 255, at which a pixel is labelled as the object: it then shows more of it than of what is behind."""
 
@@ -42,6 +43,8 @@ class SceneConfig:
     """Largest rotation, degrees."""
     seed: int = 0
     """Of all scenes."""
+    variety: VarietyConfig = field(default_factory=VarietyConfig)
+    """How the objects of training scenes vary."""
 
     def __post_init__(self) -> None:
         if self.resolution < 32:
@@ -75,7 +78,7 @@ class EmojiScenes(LabelledImages):
 
     Args:
         config: What they look like.
-        split: train or test; no emoji is in both.
+        split: train or test, no emoji is in both; or fit or validation, which part train likewise.
         num_scenes: How many there are.
     """
 
@@ -85,6 +88,7 @@ class EmojiScenes(LabelledImages):
         self.config = config
         self.split: emoji.Split = split
         self._num_scenes = num_scenes
+        self._variety = config.variety if split in ("train", "fit") else VarietyConfig()
         self._pictures: dict[str, Image.Image] = {}
 
     def __len__(self) -> int:
@@ -119,7 +123,7 @@ class EmojiScenes(LabelledImages):
         side = self.config.resolution
         canvas = _Canvas(image=Image.fromarray(background(rng, side)), labels=np.zeros((side, side), np.uint8))
         low, high = self.config.num_objects
-        for _ in range(rng.integers(low, high + 1)):
+        for _ in range(self._variety.more_objects + rng.integers(low, high + 1)):
             label = int(rng.integers(1, self.num_classes))
             kind = self._emoji[label - 1]
             self._paste(canvas, rng, kind[rng.integers(len(kind))], label)
@@ -130,9 +134,11 @@ class EmojiScenes(LabelledImages):
         config = self.config
         small, large = (math.log(size * config.resolution) for size in config.sizes)
         side = max(round(math.exp(rng.uniform(small, large))), 4)
-        picture = self._picture(one).resize((side, side), Image.Resampling.HAMMING)
+        picture = self._picture(one).resize(self._variety.size(side, rng), Image.Resampling.HAMMING)
         if rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self._variety.colors:
+            picture = vary_colors(picture, self._variety, rng)
         picture = picture.rotate(rng.uniform(-config.rotation, config.rotation), Image.Resampling.BILINEAR, expand=True)
         x, y = self._place(canvas, rng, side / 2)
         left, top = round(x - picture.width / 2), round(y - picture.height / 2)

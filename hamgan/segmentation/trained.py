@@ -66,7 +66,7 @@ def open_trained(path: Path) -> Trained:
     checkpoint.verify(file)
     config = configuration.from_mapping(TrainConfig, state["config"], str(file))
     model = Segmentor(config.model)
-    copy_weights(model, state["model"], file)
+    copy_weights(model, tested_weights(state), file)
     return Trained(
         model=model.eval(),
         class_names=tuple(state["class_names"]),
@@ -132,7 +132,7 @@ def initialize(model: Segmentor, path: Path) -> None:
     file = find_checkpoint(path) if path.is_dir() else path
     state = checkpoint.load_tensors(file)
     if state.get("kind") == "segmentation":
-        copy_weights(model, state["model"], file)
+        copy_weights(model, tested_weights(state), file)
         return
     from hamgan.segmentation.load import load, load_backbone
 
@@ -141,6 +141,13 @@ def initialize(model: Segmentor, path: Path) -> None:
         copy_weights(model, load(file, rank=own.rank, strides=own.backbone_strides or None).state_dict(), file)
     else:
         load_backbone(model, file)
+
+
+def tested_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the average of a run's weights, or the weights where its checkpoint has none."""
+    average: dict[str, Tensor] | None = state.get("average")
+    weights: dict[str, Tensor] = state["model"] if average is None else average
+    return weights
 
 
 def holds_segmentor(state: dict[str, Any]) -> bool:

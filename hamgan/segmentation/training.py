@@ -21,7 +21,7 @@ from hamgan.segmentation.loader import bases_key, batches, layer_seed
 from hamgan.segmentation.open_data import open_data
 from hamgan.segmentation.optimizer import set_learning_rate
 from hamgan.segmentation.pictures import paint, save_picture, sheet
-from hamgan.segmentation.run import MicroBatch, Run, build_run, restore, state_of, take_step
+from hamgan.segmentation.run import MicroBatch, Run, build_run, restore, state_of, take_step, update_average
 from hamgan.segmentation.scores import confusion_matrix, scores
 
 Folder: TypeAlias = RunFolder[TrainConfig]
@@ -95,9 +95,18 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
             set_learning_rate(run.optimizer, config.optimizer.learning_rate(run.step, config.steps))
             parts = cut(run, images, labels, micro_size, first_place)
             sums.add(
-                take_step(run.model, run.optimizer, parts, auxiliary_weight=config.auxiliary_weight, autocast=autocast)
+                take_step(
+                    run.model,
+                    run.optimizer,
+                    parts,
+                    auxiliary_weight=config.auxiliary_weight,
+                    label_smoothing=config.label_smoothing,
+                    jaccard_weight=config.jaccard_weight,
+                    autocast=autocast,
+                )
             )
             run.step += 1
+            update_average(run)
             progress.update(run.step * config.batch_size)
 
             last = run.step == config.steps
@@ -193,8 +202,8 @@ def test(folder: Folder | None, run: Run, data: LabelledImages, autocast: Autoca
     mine = range(dist.rank(), num_images, dist.world_size())
     confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
     rows: list[list[NDArray[np.uint8]]] = []
-    run.model.eval()
-    for one in predictions(run.model, data, mine, run.config.test, autocast=autocast):
+    run.tested.eval()
+    for one in predictions(run.tested, data, mine, run.config.test, autocast=autocast):
         confusion += torch.from_numpy(confusion_matrix(one.sample.labels, one.classes, data.num_classes))
         if len(rows) < log.picture_images:
             maps = [paint(labels, data.palette) for labels in (one.sample.labels, one.classes)]
