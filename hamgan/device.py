@@ -71,13 +71,34 @@ def release_memory(device: torch.device) -> None:
 
     Its heap otherwise grows with every new size of a map, as what is free lies in pieces between what is not.
     """
-    if device.type == "cpu" and (trim := _malloc_trim()) is not None:
+    if device.type == "cpu" and (trim := _c_function("malloc_trim")) is not None:
         trim(0)
 
 
+def keep_memory(device: torch.device) -> None:
+    """Have this process keep memory that is freed, for steps that ask for the same again: the system clears what it gives.
+
+    Of a CPU with the GNU C library alone; `release_memory` gives it back.
+    """
+    if device.type == "cpu" and (mallopt := _c_function("mallopt")) is not None:
+        mallopt(_MALLOC_MMAP_THRESHOLD, LARGEST_BLOCK)
+        mallopt(_MALLOC_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+LARGEST_BLOCK = 1 << 25
+"""Up to so many bytes a map comes from the heap, which is kept; the most that every version of the library takes."""
+KEPT_BYTES = 1 << 30
+"""How many bytes at the heap's end may be free."""
+_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3
+"""Numbers of the settings in malloc.h."""
+
+
 @cache
-def _malloc_trim() -> Callable[[int], int] | None:
+def _c_function(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library; None: it is another one than GNU's."""
     try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018  # AttributeError elsewhere
+        return getattr(library, name)
+    except (OSError, AttributeError, TypeError):
         return None

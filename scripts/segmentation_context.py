@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from hamgan.segmentation.config import load_config
@@ -56,8 +56,10 @@ def main() -> None:
 
     cases = [(context, seed) for seed in seeds for context in CONTEXTS]
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = pool.map(lambda case: train(options.preset, options.root, *case, threads, further), cases)
-        found = dict(zip(cases, rows, strict=True))
+        runs = [pool.submit(train, options.preset, options.root, *case, threads, further) for case in cases]
+        wait(runs, return_when=FIRST_EXCEPTION)
+        pool.shutdown(wait=False, cancel_futures=True)  # those behind one that was stopped do not begin
+        found = {case: run.result() for case, run in zip(cases, runs, strict=True) if not run.cancelled()}
 
     print(
         f"| head | parameters | G mult-adds | {' | '.join(f'seed {seed}' for seed in seeds)} | mIoU | pixel accuracy |"

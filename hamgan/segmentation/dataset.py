@@ -165,13 +165,18 @@ def _ranges(values: list[int]) -> str:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read an image as RGB, (H, W, 3); transparency is dropped.
+    """Read an image as RGB, (H, W, 3); transparency is dropped, and of 16 bits a channel the lower 8.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be decoded.
+        ValueError: If it cannot be decoded, or its numbers have no known range.
     """
-    return np.array(_open(path, "image").convert("RGB"))
+    picture = _open(path, "image")
+    if picture.mode.startswith("I;16"):  # Pillow would clip it to 255
+        picture = Image.fromarray((np.array(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"{path}: is a picture in {picture.mode}; images have 8 or 16 bits a channel")
+    return np.array(picture.convert("RGB"))
 
 
 def read_mask_image(path: Path) -> NDArray[np.integer]:

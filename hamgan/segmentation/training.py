@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hamgan import checkpoint, dist, run_folder
-from hamgan.device import Autocast, prepare, resolve_autocast, resolve_device
+from hamgan.device import Autocast, keep_memory, prepare, resolve_autocast, resolve_device
 from hamgan.progress import Averages, Progress, SignalWatch, Stopped
 from hamgan.run_folder import RunFolder
 from hamgan.segmentation.config import FREE_KEYS, TrainConfig
@@ -46,6 +46,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
     """
     device = resolve_device(config.device)
     prepare(device)
+    keep_memory(device)
     dist.init(device)
     micro_size, num_micro = config.micro_batches(dist.world_size())
     precision, autocast = resolve_autocast(config.precision, device)
@@ -202,6 +203,8 @@ def test(folder: Folder | None, run: Run, data: LabelledImages, autocast: Autoca
     mine = range(dist.rank(), num_images, dist.world_size())
     confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
     rows: list[list[NDArray[np.uint8]]] = []
+    if not run.config.model.cross_replica:
+        dist.broadcast_module(run.tested)  # each process's norms saw images of their own; the saved ones are rank 0's
     run.tested.eval()
     for one in predictions(run.tested, data, mine, run.config.test, autocast=autocast):
         confusion += torch.from_numpy(confusion_matrix(one.sample.labels, one.classes, data.num_classes))

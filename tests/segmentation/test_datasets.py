@@ -8,7 +8,7 @@ from labelled_files import write_pair
 from PIL import Image
 from scipy.io import savemat
 
-from hamgan.segmentation.dataset import read_mask_image
+from hamgan.segmentation.dataset import read_image, read_mask_image
 from hamgan.segmentation.open_data import DataConfig, open_data
 from hamgan.segmentation.palettes import ade20k_palette, voc_palette
 from hamgan.segmentation.pascal import CONTEXT_CLASSES
@@ -172,3 +172,13 @@ def test_masks_of_other_depths_are_read(tmp_path: Path) -> None:
     Image.fromarray((labels % 2).astype(bool)).save(tmp_path / "1.png")
     assert np.array_equal(read_mask_image(tmp_path / "16.png"), labels)
     assert np.array_equal(read_mask_image(tmp_path / "1.png"), labels % 2)
+
+
+def test_images_of_16_bits_keep_their_upper_8_and_others_are_refused(tmp_path: Path) -> None:
+    deep = np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    read = read_image(tmp_path / "deep.png")
+    assert read.shape == (2, 3, 3) and read[..., 1].tolist() == [[0, 0, 1], [128, 255, 255]]
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"float\.tif: is a picture in F; images have 8 or 16 bits a channel"):
+        read_image(tmp_path / "float.tif")

@@ -23,6 +23,7 @@ from hamgan.segmentation.model import Logits, SegmentationConfig, Segmentor
 from hamgan.segmentation.open_data import open_data
 from hamgan.segmentation.optimizer import OptimizerConfig
 from hamgan.segmentation.run import build_run, loss_of, restore
+from hamgan.segmentation.testing import EvaluationPlan, evaluate
 from hamgan.segmentation.trained import open_trained
 from hamgan.segmentation.training import train
 
@@ -268,3 +269,25 @@ def test_two_processes_train_as_one(tiny_run: TrainConfig, tmp_path: Path) -> No
             zip(*rows(path, key), strict=True) for path in (run, tmp_path / "two/00000-pair")
         )
         assert steps == others and list(ours) == pytest.approx(list(theirs), abs=2e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_with_norms_of_their_own_test_the_network_that_is_saved(
+    tiny_run: TrainConfig, tmp_path: Path
+) -> None:
+    model = replace(
+        tiny_run.model, cross_replica=False, batch_norm_momentum=1.0
+    )  # each process knows its last images only
+    config = replace(tiny_run, micro_batch=0, model=model, data=replace(tiny_run.data, num_test=6))
+    preset = tmp_path / "apart.toml"
+    preset.write_text(dump_toml(config))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, *command(preset, tmp_path)[2:]], env=environment, timeout=300, check=True)
+    run = tmp_path / "00000-apart"
+    trained, data = open_trained(run), open_data(config.data, "test")
+    plan = EvaluationPlan(split="test", test=config.test, device="cpu", precision="fp32")
+    card = evaluate(trained, data, plan, tmp_path / "card")
+    (metrics,) = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if row["step"] == 6]
+    assert round(100 * metrics["miou"], 2) == card["miou"]
+    assert round(100 * metrics["test_pixel_accuracy"], 2) == card["pixel_accuracy"]
