@@ -13,7 +13,8 @@ import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hamgan.segmentation.config import load_config
@@ -55,11 +56,19 @@ def main() -> None:
     threads = options.threads or max((os.cpu_count() or 1) // options.jobs, 1)
 
     cases = [(context, seed) for seed in seeds for context in CONTEXTS]
+    stopped = threading.Event()
+
+    def run(case: tuple[str, int]) -> dict[str, float] | None:
+        if stopped.is_set():  # those behind one that was stopped do not begin
+            return None
+        try:
+            return train(options.preset, options.root, *case, threads, further)
+        except BaseException:
+            stopped.set()
+            raise
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        runs = [pool.submit(train, options.preset, options.root, *case, threads, further) for case in cases]
-        wait(runs, return_when=FIRST_EXCEPTION)
-        pool.shutdown(wait=False, cancel_futures=True)  # those behind one that was stopped do not begin
-        found = {case: run.result() for case, run in zip(cases, runs, strict=True) if not run.cancelled()}
+        found = {case: row for case, row in zip(cases, pool.map(run, cases), strict=True) if row is not None}
 
     print(
         f"| head | parameters | G mult-adds | {' | '.join(f'seed {seed}' for seed in seeds)} | mIoU | pixel accuracy |"
