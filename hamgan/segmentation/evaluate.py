@@ -115,14 +115,17 @@ def _view_scores(
         coarse = model.coarse_logits(view)[0].float().contiguous()
     del view
     align = model.config.align_corners
-    down = resize_matrix((coarse.shape[1], rounded[0], height), align_corners=align).to(coarse.device)
+    down = resize_matrix((coarse.shape[1], rounded[0], height), align_corners=align)
     across = resize_matrix((coarse.shape[2], rounded[1], width), align_corners=align).to(coarse.device)
     if flip:
         across = across.flip(0)
+    wide = coarse @ across.T
     step = max(BAND_PIXELS // width, 1)
     for top in range(0, height, step):
         rows = slice(top, min(top + step, height))
-        yield rows, down[rows] @ coarse @ across.T
+        read = down[rows].any(0).nonzero()  # a band lies between few of the coarse rows
+        sources = slice(int(read[0]), int(read[-1]) + 1)
+        yield rows, down[rows, sources].to(wide.device) @ wide[:, sources]
 
 
 def resize_matrix(lengths: Sequence[int], *, align_corners: bool) -> Tensor:
