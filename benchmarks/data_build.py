@@ -1,10 +1,12 @@
 """Is the decoder the limit of building, and which decoder?
 
-JPEGs of 500x375, about 110 kB each as ImageNet's, decoded on all cores by each library alone (from memory, to RGB),
-then built into 128x128 files by every resize, in turns. Prints each build against the decoders alone: by the clock,
-with the start of the processes, the list, the checks and all; and by CPU time, which other work on the machine disturbs
-less. A quarter of the images is built too: what the other three quarters add to its time is the rate of a build that is
-so long that its start no longer counts, and what remains is its fixed cost.
+JPEGs of 500x375, about 110 kB each as ImageNet's, are decoded on all cores by each library alone, whole and to RGB: a few
+of them from memory again and again, and, the like-for-like other side of a build, all of them from the same folder's
+files, in as many processes that share them out as a build does. Then they are built into 128x128 files by every resize.
+All files are in the page cache. Every round does all of this in turns, and a build is set against the decoders of its own
+round; medians of the rounds count. The clock holds all of a build: the start of its processes, the list, the checks. CPU
+time is disturbed less by other work on the machine. A quarter of the images is built too: what the other three quarters
+add to its time is the rate of a build that is so long that its start no longer counts.
 Least disturbed is the first comparison: what one decoding process does, block by block, against its decoder alone.
 
     python benchmarks/data_build.py
@@ -16,12 +18,13 @@ import io
 import multiprocessing
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # One thread and kept buffers in this process, as in the builder's.
 _SETTINGS = {
@@ -37,12 +40,15 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from hamgan.data.build import build, num_cores  # noqa: E402
+from hamgan.data.crop_jpeg import square_decoder  # noqa: E402
 from hamgan.data.folder import FileReader  # noqa: E402
 from hamgan.data.resample import resize_square  # noqa: E402
 from hamgan.data.worker import BlockBuilder, Job  # noqa: E402
 
 QUICK = ["--images", "1000", "--rounds", "2", "--resizes", "lanczos", "tfgan"]
 DISTINCT = 64
+BLOCK = 64  # files that a process takes at a time, as a build's
+BUFFER = np.empty((375, 500, 3), np.uint8)  # used again for every image, where a library can
 
 
 def photo(seed: int) -> bytes:
@@ -71,7 +77,7 @@ def with_simplejpeg(data: bytes) -> object:
     """Decode with simplejpeg."""
     import simplejpeg
 
-    return simplejpeg.decode_jpeg(data, "RGB")
+    return simplejpeg.decode_jpeg(data, "RGB", buffer=BUFFER)
 
 
 def with_opencv(data: bytes) -> object:
@@ -97,35 +103,47 @@ DECODERS: dict[str, Callable[[bytes], object]] = {
 }
 
 
-def decode_many(name: str, photos: list[bytes], count: int, ready: object, results: object) -> None:
-    """Decode so many images in one process and report the seconds by the clock and of CPU."""
-    decode = DECODERS[name]
+def decode_many(
+    name: str, source: list[bytes] | list[str], root: str, count: int, taken: Any, ready: Any, results: Any
+) -> None:
+    """Decode blocks of images in one process until all are taken, and report the seconds by the clock and of CPU.
+
+    `source` holds encoded images, or paths below `root`.
+    """
+    decode, read = DECODERS[name], FileReader(root).read
     try:
-        for data in photos[:4]:
-            decode(data)
+        for item in source[:4]:
+            decode(read(item) if isinstance(item, str) else item)
     except ImportError:
-        results.put(None)  # type: ignore[attr-defined]
+        results.put(None)
         return
-    ready.wait()  # type: ignore[attr-defined]
+    ready.wait()
     started, cpu = time.perf_counter(), time.process_time()
-    for i in range(count):
-        decode(photos[i % len(photos)])
-    results.put((time.perf_counter() - started, time.process_time() - cpu))  # type: ignore[attr-defined]
+    while True:
+        with taken.get_lock():
+            first = taken.value
+            taken.value += BLOCK
+        if first >= count:
+            break
+        for i in range(first, min(first + BLOCK, count)):
+            item = source[i % len(source)]
+            decode(read(item) if isinstance(item, str) else item)
+    results.put((time.perf_counter() - started, time.process_time() - cpu))
 
 
 class Cost(NamedTuple):
-    """What a number of images cost on all cores: seconds by the clock, and CPU seconds of all processes."""
+    """What an image costs: seconds by the clock on all cores, and CPU seconds of all processes."""
 
     clock: float
     cpu: float
 
 
-def decoder_cost(name: str, photos: list[bytes], count: int) -> Cost | None:
+def decoder_cost(name: str, source: list[bytes] | list[str], root: Path, count: int) -> Cost | None:
     """Time a decoder alone on all cores; None if it is not installed."""
     context = multiprocessing.get_context("spawn")
     cores = num_cores()
-    ready, results = context.Barrier(cores), context.Queue()
-    arguments = (name, photos, count // cores, ready, results)
+    taken, ready, results = context.Value("q", 0), context.Barrier(cores), context.Queue()
+    arguments = (name, source, str(root), count, taken, ready, results)
     processes = [context.Process(target=decode_many, args=arguments) for _ in range(cores)]
     for process in processes:
         process.start()
@@ -134,11 +152,11 @@ def decoder_cost(name: str, photos: list[bytes], count: int) -> Cost | None:
         process.join()
     if None in seconds:
         return None
-    return Cost(max(clock for clock, _ in seconds), sum(cpu for _, cpu in seconds))
+    return Cost(max(clock for clock, _ in seconds) / count, sum(cpu for _, cpu in seconds) / count)
 
 
-def build_cost(root: Path, out: Path, resize: str) -> Cost:
-    """Time a build with all that belongs to it."""
+def build_cost(root: Path, out: Path, resize: str) -> tuple[int, Cost]:
+    """Time a build with all that belongs to it; return the number of images and what they cost together."""
 
     def cpu_seconds() -> float:
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -149,12 +167,7 @@ def build_cost(root: Path, out: Path, resize: str) -> Cost:
     before = cpu_seconds()
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         summary = build(root, out, resolution=128, resize=resize)
-    return Cost(summary.seconds, cpu_seconds() - before)
-
-
-def best(costs: list[Cost]) -> Cost:
-    """Return the least time by the clock and the least CPU time."""
-    return Cost(min(cost.clock for cost in costs), min(cost.cpu for cost in costs))
+    return summary.num_images, Cost(summary.seconds, cpu_seconds() - before)
 
 
 def time_resizes(data: bytes, resizes: list[str]) -> None:
@@ -213,12 +226,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=16_000)
-    parser.add_argument("--rounds", type=int, default=3, help="the best counts")
+    parser.add_argument("--rounds", type=int, default=3, help="medians count")
     parser.add_argument("--resizes", nargs="+", default=["lanczos", "bilinear", "box", "tfgan"])
     options = parser.parse_args()
     photos = [photo(seed) for seed in range(DISTINCT)]
     size = np.mean([len(data) for data in photos]) / 1e3
-    print(f"{options.images} JPEGs of 500x375, {size:.0f} kB each, {num_cores()} cores")
+    squares = "squares alone are decoded" if square_decoder() is not None else "whole images are decoded"
+    print(f"{options.images} JPEGs of 500x375, {size:.0f} kB each, {num_cores()} cores; in builds {squares}")
     time_one_process(photos, options.resizes)
     time_resizes(photos[0], options.resizes)
     with tempfile.TemporaryDirectory() as name:
@@ -234,44 +248,54 @@ def main() -> None:
 
 
 def compare(photos: list[bytes], all_photos: Path, few_photos: Path, options: argparse.Namespace) -> None:
-    """Decode and build in turns, so that all meet the same disturbances, and print the best of each."""
-    decoded = min(options.images, 4_000) // num_cores() * num_cores()
+    """Decode and build in turns, so that all meet the same disturbances, and print the medians."""
+    names = [str(path.relative_to(all_photos)) for path in sorted(all_photos.rglob("*.jpg"))]
     alone: dict[str, list[Cost]] = {}
-    few: dict[str, list[Cost]] = {}
-    whole: dict[str, list[Cost]] = {}
+    built: dict[tuple[str, str], list[Cost]] = {}
+    ratios: dict[tuple[str, str, str], list[Cost]] = {}
     out = all_photos.with_name("out.h5")
     for number in range(options.rounds):
+        now: dict[str, Cost] = {}
         for decoder in DECODERS:
-            if (cost := decoder_cost(decoder, photos, decoded)) is not None:
-                alone.setdefault(decoder, []).append(cost)
+            for source, count in ((names, len(names)), (photos, min(len(names), 4_000))):
+                where = f"{decoder}, {'from files' if source is names else 'from memory'}"
+                if (cost := decoder_cost(decoder, source, all_photos, count)) is not None:
+                    now[where] = cost
+                    alone.setdefault(where, []).append(cost)
         for resize in options.resizes:
-            few.setdefault(resize, []).append(build_cost(few_photos, out, resize))
-            whole.setdefault(resize, []).append(build_cost(all_photos, out, resize))
-        seconds = ", ".join(f"{name} {costs[-1].clock:.2f} s" for name, costs in (alone | whole).items())
-        print(f"round {number + 1}: {seconds}", file=sys.stderr, flush=True)
-    for decoder, costs in alone.items():
-        clock, cpu = (seconds / decoded for seconds in best(costs))
-        print(f"decoder alone, {decoder:12} {1 / clock:6.0f} images/s  {cpu * 1e3:5.2f} ms CPU per image")
-    num_all, num_few = (sum(path.is_file() for path in root.rglob("*")) for root in (all_photos, few_photos))
-    for resize in options.resizes:
-        large, small = best(whole[resize]), best(few[resize])
-        steady = Cost(*(a - b for a, b in zip(large, small, strict=True)))
-        for label, count, cost in (
-            (f"of {num_few}", num_few, small),
-            (f"of {num_all}", num_all, large),
-            ("without its start", num_all - num_few, steady),
-        ):
-            clock, cpu = cost.clock / count, cost.cpu / count
-            against = ", ".join(
-                f"{decoded_cost.clock / decoded / clock:.3f} (CPU {decoded_cost.cpu / decoded / cpu:.3f}) of {decoder} alone"
-                for decoder, decoded_cost in ((name, best(costs)) for name, costs in alone.items())
-                if decoder != "opencv"
-            )
+            (num_few, few), (num_all, whole) = (build_cost(root, out, resize) for root in (few_photos, all_photos))
+            steady = Cost(*((a - b) / (num_all - num_few) for a, b in zip(whole, few, strict=True)))
+            for label, cost in (
+                (f"of {num_few}", Cost(*(seconds / num_few for seconds in few))),
+                (f"of {num_all}", Cost(*(seconds / num_all for seconds in whole))),
+                ("without its start", steady),
+            ):
+                built.setdefault((resize, label), []).append(cost)
+                for where, decoded in now.items():
+                    ratio = Cost(*(a / b for a, b in zip(decoded, cost, strict=True)))
+                    ratios.setdefault((resize, label, where), []).append(ratio)
             print(
-                f"build, {resize:9} {label:18} {1 / clock:6.0f} images/s  {cpu * 1e3:5.2f} ms CPU per image: {against}"
+                f"round {number + 1}: build, {resize}, of {num_all}: {num_all / whole.clock:.0f} images/s", flush=True
             )
-        start = small.clock - steady.clock / (num_all - num_few) * num_few
-        print(f"build, {resize:9} fixed cost {start:.2f} s (target 0.9 of the fastest decoder)")
+    for where, costs in alone.items():
+        clock, cpu = medians(costs)
+        print(f"decoder alone, {where:24} {1 / clock:6.0f} images/s  {cpu * 1e3:5.2f} ms CPU per image")
+    fastest = min((where for where in alone if "files" in where), key=lambda where: medians(alone[where]).clock)
+    for (resize, label), costs in built.items():
+        clock, cpu = medians(costs)
+        print(f"build, {resize:9} {label:18} {1 / clock:6.0f} images/s  {cpu * 1e3:5.2f} ms CPU per image")
+        for where in alone:
+            if where == fastest or not where.startswith("opencv"):
+                of = ratios[resize, label, where]
+                target = " (target 0.9)" if where == fastest and label != f"of {num_few}" else ""
+                span = f"{min(ratio.clock for ratio in of):.3f} to {max(ratio.clock for ratio in of):.3f}"
+                ratio = medians(of)
+                print(f"    {ratio.clock:.3f} ({span}; CPU {ratio.cpu:.3f}) of {where}{target}")
+
+
+def medians(costs: list[Cost]) -> Cost:
+    """Return the medians of the times by the clock and of the CPU times."""
+    return Cost(*(statistics.median(values) for values in zip(*costs, strict=True)))
 
 
 if __name__ == "__main__":
