@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 _SMALLEST_SIDE = 22  # of the input, pixels: a row fills a vector of 64 bytes
 _SMALLEST_RESULT = 4  # pixels: so many are made at a time
-_VERSION = 1  # of the C function's arguments
+_VERSION = 2  # of the C function's arguments
 _WHOLE_WEIGHT = 2**14
 
 
@@ -64,15 +64,14 @@ def _along(weights: NDArray[np.int16], first: NDArray[np.intp], end: NDArray[np.
            pairs_of_vector: int) -> tuple[NDArray[Any], ...]:  # fmt: skip
     """Return of each output pixel: its first pair of input pixels, and the weights.
 
-    The weights are (R, pairs of input pixels, 4 equal channels, pixel of the pair).
+    The weights are (R, pairs of input pixels, pixel of the pair).
     """
     start = first // 2
     num_pairs = int((-(-end // 2) - start).max())
     num_pairs = -(-num_pairs // pairs_of_vector) * pairs_of_vector
     columns = 2 * start[:, None] + np.arange(2 * num_pairs)
     picked = np.take_along_axis(np.pad(weights, ((0, 0), (0, 2 * num_pairs))), columns, axis=1)
-    pairs = picked.reshape(len(weights), num_pairs, 1, 2)
-    return start.astype(np.int32), np.broadcast_to(pairs, (len(weights), num_pairs, 4, 2))
+    return start.astype(np.int32), picked.reshape(len(weights), num_pairs, 2)
 
 
 def _aligned(array: NDArray[Any]) -> NDArray[Any]:

@@ -115,8 +115,8 @@ def test_files_are_the_same_with_and_without(level: int, tmp_path: Path, monkeyp
 @needs_compiler
 def test_a_library_of_another_version_is_not_used(tmp_path: Path) -> None:
     other = tmp_path / "other.c"
-    other.write_text(SOURCE.read_text().replace("hamgan_resize_version(void) { return 1; }",
-                                                "hamgan_resize_version(void) { return 2; }"))  # fmt: skip
+    other.write_text(SOURCE.read_text().replace("hamgan_resize_version(void) { return 2; }",
+                                                "hamgan_resize_version(void) { return 3; }"))  # fmt: skip
     assert compiled.load(compile_to(tmp_path / "other.so", other)) is None
     (tmp_path / "empty.c").write_text("int nothing;")
     assert compiled.load(compile_to(tmp_path / "empty.so", tmp_path / "empty.c")) is None
