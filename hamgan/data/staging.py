@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hamgan.data import format as file_format
-from hamgan.data.fileio import crc32, crc32_at, lock, read_all, sync_folder, write_all
+from hamgan.data.fileio import crc32, crc32_at, lock, read_all, start_writing, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
 from hamgan.data.worker import Block
 
@@ -98,6 +98,8 @@ class Staging:
         """Note that a block is in the data file."""
         self._append({"block": number, "crc32": block.crc32, "bad": block.bad})
         self.blocks[number] = block
+        first = number * BLOCK_IMAGES * self._image_bytes
+        start_writing(self._data, self.offset + first, self.images_in(number) * self._image_bytes)
 
     def forget(self, number: int) -> None:
         """Note that a block has to be decoded again."""

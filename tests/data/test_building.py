@@ -409,3 +409,21 @@ def test_blocks_written_in_pieces_are_the_same(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(worker_module, "_PIECE", images * 16 * 16 * 3 + 5)
         build(tmp_path / "s", tmp_path / f"{images}.h5", resolution=16, workers=1, skip_bad=True)
         assert (tmp_path / f"{images}.h5").read_bytes() == expected
+
+
+def test_writing_is_begun_early_for_each_block_and_is_never_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_folders(tmp_path / "source", {"a": 70}, size=16)
+    ranges: list[tuple[int, int]] = []
+
+    def begin(fd: int, position: int, size: int, flags: int) -> int:
+        ranges.append((position, size))
+        return -1  # as on a file system that cannot
+
+    for name, function in (("early", begin), ("never", None)):
+        monkeypatch.setattr(fileio, "_sync_file_range", lambda function=function: function)
+        build(tmp_path / "source", tmp_path / f"{name}.h5", resolution=16, workers=1)
+    assert (tmp_path / "early.h5").read_bytes() == (tmp_path / "never.h5").read_bytes()
+    start = ranges[0][0]
+    assert ranges == [(start, 64 * 768), (start + 64 * 768, 6 * 768)]
