@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hamgan.nn.gate import gated_sum
 from hamgan.nn.second_order import differentiable_once
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
+from hamgan.nn.tiles import attend_in_tiles
 
 
 class SelfAttention(nn.Module):
@@ -44,9 +45,10 @@ class SelfAttention(nn.Module):
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Return softmax(queries keys^T) values by torch's fused kernel, which never holds the (N, M) weights.
+    """Return softmax(queries keys^T) values without ever holding the (N, M) weights, by the faster of two ways.
 
-    The kernels want heads of one size: queries and keys are filled up with zeros, which changes no product.
+    In bfloat16 on a CPU that is `attend_in_tiles`, elsewhere torch's fused kernel. Its heads are of one size: queries and keys
+    are filled up with zeros, which changes no product.
 
     Args:
         queries: (B, N, E).
@@ -56,6 +58,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     Returns:
         (B, N, V).
     """
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
+        return attend_in_tiles(queries, keys, values)
     missing = values.shape[2] - queries.shape[2]
     queries, keys = F.pad(queries, (0, missing)), F.pad(keys, (0, missing))
     return F.scaled_dot_product_attention(queries[:, None], keys[:, None], values[:, None], scale=1.0)[:, 0]

@@ -1,6 +1,7 @@
 """Spectral norm, norms, resampling, context blocks."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from conftest import relative_error
 from torch import Tensor
 
+from hamgan.nn import tiles
 from hamgan.nn.attention import SelfAttention, attend, attend_plainly
 from hamgan.nn.blocks import DBlock, GBlock
 from hamgan.nn.hamburger import Hamburger, HamburgerConfig
@@ -293,3 +295,54 @@ def test_attention_equals_the_plain_products() -> None:
         results.append([out, *torch.autograd.grad((out * weight).sum(), inputs)])
     for ours, theirs in zip(*results, strict=True):
         assert relative_error(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("tile", [2**20, 200, 7])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_attention_in_tiles_equals_the_exact_products(tile: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients in bfloat16 are no further from float64's than plain bfloat16 products, whatever the tile."""
+    monkeypatch.setattr(tiles, "TILE", tile)
+    torch.manual_seed(0)
+    sizes = ((3, 30, 4), (3, 20, 4), (3, 20, 8))
+    inputs = [(torch.randn(size) * scale**0.5).bfloat16().requires_grad_(True) for size in sizes[:2]]
+    inputs.append(torch.randn(sizes[2]).bfloat16().requires_grad_(True))
+    weight = torch.randn(3, 30, 8).bfloat16()
+    exact = [x.detach().double().requires_grad_(True) for x in inputs]
+
+    def derivatives(run: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
+        out = run(*leaves)
+        return [out, *torch.autograd.grad((out * weight).sum(), leaves)]
+
+    wanted = derivatives(attend_plainly, exact)
+    ours, plain = (derivatives(run, inputs) for run in (attend, attend_plainly))
+    for found, other, one in zip(ours, plain, wanted, strict=True):
+        assert relative_error(found.double(), one) < max(1.5 * relative_error(other.double(), one), 0.01)
+
+
+def test_attention_in_tiles_survives_a_key_that_stands_out() -> None:
+    """The shift of the scores comes from every eighth key; one of the others may have any score."""
+    queries, keys, values = torch.ones(1, 3, 2), torch.zeros(1, 16, 2), torch.arange(16.0).view(1, 16, 1).repeat(1, 1, 2)
+    keys[:, 5] = 300.0
+    leaves = [x.bfloat16().requires_grad_(True) for x in (queries, keys, values)]
+    out = attend(*leaves)
+    assert torch.equal(out, torch.full((1, 3, 2), 5.0).bfloat16())
+    out.sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in leaves)
+    assert torch.equal(leaves[2].grad[0, :, 0], F.one_hot(torch.tensor(5), 16).bfloat16() * 3)
+
+
+def test_attention_in_tiles_can_be_differentiated_twice_and_compiled() -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, n, d).bfloat16().requires_grad_(True) for n, d in ((16, 2), (4, 2), (4, 8))]
+    firsts = []
+    for run in (lambda *x: differentiable_once(attend, attend_plainly, *x), attend_plainly):
+        first = torch.autograd.grad(run(*leaves).square().sum(), leaves, create_graph=True)
+        firsts.append(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))
+    for ours, theirs in zip(*firsts, strict=True):
+        assert relative_error(ours.float(), theirs.float()) < 0.05
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    results = [run(*leaves) for run in (attend, compiled)]
+    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in results]
+    assert torch.equal(*results) and all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    for operator, inputs in ((tiles._attend, leaves), (tiles._attend, [x.detach() for x in leaves])):
+        torch.library.opcheck(operator, tuple(inputs))
