@@ -89,8 +89,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return upsample(conv2d(x, weight, bias))
     if min(x.shape[2:]) <= SMALL_MAP:
         return conv2d(upsample(x), weight, bias, padding=1)
-    kernel = _sum_neighbouring_taps(weight, flipped=True).transpose(0, 1)
-    return conv2d(x, kernel, bias, stride=2, padding=1, transposed=True)
+    return conv2d(x, _transposed_kernel(weight), bias, stride=2, padding=1, transposed=True)
 
 
 def conv2d_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -135,6 +134,45 @@ def _sum_neighbouring_taps(weight: Tensor, *, flipped: bool = False, scale: floa
         summed = torch.matmul(taps, weight.permute(0, 2, 3, 1).flatten(1, 2))
         return summed.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     return torch.matmul(weight.flatten(2), taps.t()).unflatten(2, (4, 4))
+
+
+def _transposed_kernel(weight: Tensor) -> Tensor:
+    """Return the kernel of the transposed convolution that upsamples and convolves, (c_in, c_out, 4, 4)."""
+    plain = weight.device.type != "cpu" or torch.compiler.is_compiling()
+    if plain or not weight.is_contiguous(memory_format=torch.channels_last):
+        return _sum_neighbouring_taps(weight, flipped=True).transpose(0, 1)
+    return cast(Tensor, _TransposedKernel.apply(weight))
+
+
+class _TransposedKernel(torch.autograd.Function):
+    """Channels_last to channels_last: one exchange of rows and columns of a matrix, which is fast, in place of one of axes.
+
+    Linear, and so is its adjoint, each the other's derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        c_out, c_in = weight.shape[:2]
+        taps = weight.permute(0, 2, 3, 1).flatten(1).t().contiguous().view(9, c_in, c_out)
+        kernel = torch.matmul(FLIPPED_TAPS.to(weight.dtype), taps.transpose(0, 1))
+        return kernel.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return cast(Tensor, _TransposedKernelAdjoint.apply(gradients[0]))
+
+
+class _TransposedKernelAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Tensor) -> Tensor:
+        c_in, c_out = kernel.shape[:2]
+        taps = kernel.permute(2, 3, 0, 1).reshape(16, c_in * c_out)
+        weight = torch.mm(FLIPPED_TAPS.to(kernel.dtype).t(), taps).view(9 * c_in, c_out).t().contiguous()
+        return weight.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return cast(Tensor, _TransposedKernel.apply(gradients[0].contiguous(memory_format=torch.channels_last)))
 
 
 def _sum_shifted(weight: Tensor) -> Tensor:

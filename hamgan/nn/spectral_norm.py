@@ -49,7 +49,7 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.config = config
         self.held = False
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
         num_out, num_in = weight.shape[0], weight[0].numel()
         length = num_out if config.side == "output" else num_in
         self.register_buffer("u", F.normalize(torch.randn(length), dim=0))
@@ -68,15 +68,20 @@ class SpectralNorm(nn.Module):
         if self.config.mode == "none":
             return weight.to(dtype)
         with float32_island(weight.device):
-            u, v = self._iterate(weight.detach())
+            u, v, sigma = self._iterate(weight.detach())
             smallest = 1.0 if self.config.mode == "inequality" else 0.0
             if torch.compiler.is_compiling():
                 return divide_by_sigma(weight, u, v, smallest).to(dtype)
-            return cast(Tensor, _DivideBySigma.apply(weight, u, v, smallest, dtype))
+            return cast(Tensor, _DivideBySigma.apply(weight, u, v, sigma, smallest, dtype))
 
     @torch.no_grad()
-    def _iterate(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one power iteration; return the vectors over c_out and over c_in * kh * kw, the latter in memory order."""
+    def _iterate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one power iteration.
+
+        Returns:
+            The vectors over c_out and over c_in * kh * kw, the latter in memory order, and u' W v, which the iteration has
+            anyway: a vector of unit length times what it was scaled from.
+        """
         if self.training and is_repeating():
             assert self._last is not None
             return self._last
@@ -84,15 +89,19 @@ class SpectralNorm(nn.Module):
         output_side = self.config.side == "output"
         u = self.u if output_side else to_memory_order(self.u, weight)
         there, back = (matrix.t(), matrix) if output_side else (matrix, matrix.t())
-        v = F.normalize(torch.mv(there, u), dim=0, eps=self.config.eps)
+        product = torch.mv(there, u)
+        v = F.normalize(product, dim=0, eps=self.config.eps)
+        sigma = torch.dot(product, v)
         if not (self.training and self.held):
-            u = F.normalize(torch.mv(back, v), dim=0, eps=self.config.eps)
+            product = torch.mv(back, v)
+            u = F.normalize(product, dim=0, eps=self.config.eps)
+            sigma = torch.dot(product, u)
             if self.training:
                 self.u.copy_(u if output_side else from_memory_order(u, weight))
-        vectors = (u, v) if output_side else (v, u)
+        found = (u, v, sigma) if output_side else (v, u, sigma)
         if self.training and not torch.compiler.is_compiling():
-            self._last = vectors
-        return vectors
+            self._last = found
+        return found
 
     @torch.no_grad()
     def sigma(self, weight: Tensor) -> Tensor:
@@ -137,13 +146,13 @@ class _DivideBySigma(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, u: Tensor, v: Tensor, smallest: float, dtype: torch.dtype) -> Tensor:
-        sigma = torch.dot(u, torch.mv(matrix_of(weight), v))
+    def forward(
+        ctx: Any, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, smallest: float, dtype: torch.dtype
+    ) -> Tensor:
         inverse = (sigma.clamp_min(smallest) if smallest else sigma).reciprocal()
         ctx.save_for_backward(weight, u, v, sigma, inverse)
         ctx.smallest = smallest
-        out = torch.empty_like(weight, dtype=dtype)
-        return torch.mul(weight, inverse, out=out)
+        return (weight * inverse).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -152,7 +161,7 @@ class _DivideBySigma(torch.autograd.Function):
         if torch.is_grad_enabled():  # the engine's way to say create_graph: a penalty differentiates this again
             out = divide_by_sigma(weight, u, v, ctx.smallest)
             (found,) = torch.autograd.grad(out, weight, grad.to(weight.dtype), create_graph=True)
-            return found, None, None, None, None
+            return found, None, None, None, None, None
         grad = grad.to(
             weight.dtype, memory_format=torch.channels_last if _channels_last(weight) else torch.contiguous_format
         )
@@ -160,10 +169,10 @@ class _DivideBySigma(torch.autograd.Function):
         share = torch.dot(matrix.flatten(), raw.flatten()) * inverse.square()
         if ctx.smallest:
             share = share * (sigma >= ctx.smallest)
-        found = torch.addr(matrix * inverse, u * -share, v)
+        found = (matrix * inverse).addr_(u * -share, v)
         if _channels_last(weight):
             found = found.unflatten(1, (*weight.shape[2:], weight.shape[1])).permute(0, 3, 1, 2)
-        return found.view(weight.shape), None, None, None, None
+        return found.view(weight.shape), None, None, None, None, None
 
 
 class SNConv2d(nn.Conv2d):

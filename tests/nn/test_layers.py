@@ -140,7 +140,9 @@ def test_fused_resampling_is_exact(fused, plain, kernel: int, size: int, channel
         x = torch.randn(2, 6, size, size)
         x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
         x.requires_grad_(True)
-        weight, bias = torch.randn(5, 6, kernel, kernel, requires_grad=True), torch.randn(5, requires_grad=True)
+        weight, bias = torch.randn(5, 6, kernel, kernel), torch.randn(5, requires_grad=True)
+        weight = weight.contiguous(memory_format=torch.channels_last) if channels_last else weight
+        weight.requires_grad_(True)
         out = run(x, weight, bias)
         (gradient,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)
         penalty = gradient.square().sum()
