@@ -106,7 +106,8 @@ class MatrixDecomposition(nn.Module, ABC):
     def forward(self, x: Tensor, bases: Tensor | None = None) -> Tensor:
         """Reconstruct x from few bases.
 
-        Computed in float32 (float64 if x is) whatever the autocast: the multiplicative updates divide small numbers.
+        Computed in float32 (float64 if x is) whatever the autocast: the multiplicative updates divide small numbers. Where
+        the one-step gradient of NMF has it, the last product is in x's dtype, to which its result is rounded anyway.
 
         Args:
             x: Columns, (B, D, N); non-negative for NMF. B counts samples times sections, sections fastest.
@@ -120,10 +121,9 @@ class MatrixDecomposition(nn.Module, ABC):
         Raises:
             ValueError: If shapes disagree.
         """
-        dtype = x.dtype
         with float32_island(x.device):
-            x = x if dtype == torch.float64 else x.float()
-            return self._reconstruct(x, *self._find(x, bases)).to(dtype)
+            wide = x if x.dtype == torch.float64 else x.float()
+            return self._reconstruct(x, wide, *self._find(wide, bases))
 
     def decompose(self, x: Tensor, bases: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (bases (B, D, R), coef (B, N, R)) of float32 columns x (B, D, N); arguments as in `forward`."""
@@ -140,9 +140,9 @@ class MatrixDecomposition(nn.Module, ABC):
             self._update_online(found)
         return found, coef
 
-    def _reconstruct(self, x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
-        """Update the codes once more and multiply: (B, D, N), in x's layout."""
-        return _product(bases, self.last_coef(x, bases, coef), x)
+    def _reconstruct(self, x: Tensor, wide: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
+        """Update the codes once more and multiply: (B, D, N), in x's layout and dtype; `wide` is x in float32 or above."""
+        return _product(bases, self.last_coef(wide, bases, coef), wide).to(x.dtype)
 
     def _iterate(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
         coef = (self.inv_t * torch.bmm(x.transpose(1, 2), bases)).softmax(-1)
@@ -250,11 +250,12 @@ class NMF(MatrixDecomposition):
             bases = torch.bmm(x, coef).mul_(bases).div_(scale)
         return bases, coef
 
-    def _reconstruct(self, x: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
+    def _reconstruct(self, x: Tensor, wide: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
         if self.gradient == "unrolled":
-            return super()._reconstruct(x, bases, coef)
+            return super()._reconstruct(x, wide, bases, coef)
         gram = torch.bmm(bases.transpose(1, 2), bases)
-        return _rescaled_projection(x, bases, coef / torch.bmm(coef, gram).add_(EPS))
+        scale = coef / torch.bmm(coef, gram).add_(EPS)
+        return _rescaled_projection(x, bases.to(x.dtype), scale.to(x.dtype))
 
 
 class VQ(MatrixDecomposition):

@@ -1,6 +1,6 @@
 """Attention in bfloat16 on a CPU as plain products, a tile of the weights at a time.
 
-torch's fused kernel multiplies blocks so small that starting the products is most of its time. Tiles of a million weights are
+torch's fused kernel multiplies blocks so small that starting the products is most of its time. Tiles of two million weights are
 large enough for products at full speed and small enough for the caches, in buffers that are written over again and again:
 fresh memory for every tile would cost more than the arithmetic.
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILE = 2**20
+TILE = 2**21
 """Weights (a query and a key each) at a time."""
 FEW = 8
 """Every so many-th key is asked for the shift of the scores."""

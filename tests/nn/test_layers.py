@@ -299,7 +299,7 @@ def test_attention_equals_the_plain_products() -> None:
         assert relative_error(ours, theirs) < 1e-5
 
 
-@pytest.mark.parametrize("tile", [2**20, 200, 7])
+@pytest.mark.parametrize("tile", [2**21, 200, 7])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_attention_in_tiles_equals_the_exact_products(tile: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and gradients in bfloat16 are no further from float64's than plain bfloat16 products, whatever the tile."""
