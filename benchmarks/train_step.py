@@ -11,7 +11,7 @@ Memory: each side in a process of its own, which takes a step (so that gradients
 holds, and takes two more; `step` is what these add to it at the most (Linux's VmHWM), `process` is the highest in all. malloc
 is told to give every large block back at once, so that the figures count what is alive, not what the heap keeps.
 
-Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-bf16] [--recompute]
+Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-bf16] [--recompute] [--compile]
 """
 
 import argparse
@@ -43,6 +43,7 @@ DEFAULT_CASES = ("biggan128", "hamgan128", "emoji32")
 SIDES = ("reference", "fp32", "bf16")
 REFERENCE_BF16 = ("reference-bf16",)
 RECOMPUTE = ("fp32-recompute", "bf16-recompute")
+COMPILE = ("fp32-compile", "bf16-compile")
 
 
 def _case(name: str) -> str:
@@ -84,8 +85,9 @@ def build(case: str, side: str) -> Callable[[], None]:
     """Return the step of one side of a case."""
     if side.startswith("reference"):
         return reference_step(case_config(case), bf16=side.endswith("bf16"))
-    precision, _, recompute = side.partition("-")
-    return trial_step(replace(case_config(case, precision), recompute=bool(recompute)), CPU)
+    precision, _, extra = side.partition("-")
+    config = case_config(case, precision)
+    return trial_step(replace(config, recompute=extra == "recompute", compile=extra == "compile"), CPU)
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 2048) -> float:
@@ -106,7 +108,7 @@ def print_case(case: str, *, repeats: int, memory: bool, sides: tuple[str, ...],
     with FlopCounterMode(display=False) as counter:
         steps["reference"]()
     flops = counter.get_total_flops()
-    seconds = take_turns(steps, repeats)
+    seconds = take_turns(steps, repeats, warmup=2)
     del steps
     print(f"\n### {preset.removesuffix('.toml')}, width {channels}, batch {batch}")
     print(f"\n{flops / batch / 1e9:.2f} GFLOP an image and step, the reference's way\n")
@@ -133,12 +135,13 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--reference-bf16", action="store_true", help="also run the reference under bf16 autocast")
     parser.add_argument("--recompute", action="store_true", help="also ours with gradient checkpointing")
-    parser.add_argument("--memory-of", choices=(*SIDES, *REFERENCE_BF16, *RECOMPUTE), help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help="also ours through torch.compile, which takes minutes")
+    parser.add_argument("--memory-of", choices=(*SIDES, *REFERENCE_BF16, *RECOMPUTE, *COMPILE), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         print_memory(build(options.cases[0], options.memory_of))
         return
-    sides = SIDES + REFERENCE_BF16 * options.reference_bf16 + RECOMPUTE * options.recompute
+    sides = SIDES + REFERENCE_BF16 * options.reference_bf16 + RECOMPUTE * options.recompute + COMPILE * options.compile
     peak, bf16_peak = matmul_peak(torch.float32), matmul_peak(torch.bfloat16)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {options.repeats}")
     print(f"matrix product of 2048: {peak / 1e9:.0f} GFLOP/s in float32, {bf16_peak / 1e9:.0f} in bfloat16")

@@ -89,7 +89,7 @@ def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
     if origin is Literal:
         if value in get_args(kind) and type(value) in {type(choice) for choice in get_args(kind)}:
             return value
-        allowed = ", ".join(str(choice) for choice in get_args(kind))
+        allowed = ", ".join(map(_choice_text, get_args(kind)))
         near = difflib.get_close_matches(_shown(value).strip("'"), [str(choice) for choice in get_args(kind)], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"{where}: '{key}' is {_shown(value)}; allowed are {allowed}{hint}")
@@ -113,6 +113,10 @@ def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
         names = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
         raise ValueError(f"{where}: '{key}' is {_shown(value)}; it must be {names[kind]}")
     return value
+
+
+def _choice_text(choice: Any) -> str:
+    return str(choice).lower() if isinstance(choice, bool) else str(choice)
 
 
 def _shown(value: Any) -> str:
@@ -272,7 +276,11 @@ def help_page(cls: type, prefix: str = "", defaults: Any = None) -> str:
             continue
         kind = hints[field.name]
         choices = get_args(kind) if get_origin(kind) is Literal else ()
-        allowed = "{" + ",".join(map(str, choices)) + "}" if choices else getattr(kind, "__name__", str(kind)).upper()
+        allowed = (
+            "{" + ",".join(map(_choice_text, choices)) + "}"
+            if choices
+            else getattr(kind, "__name__", str(kind)).upper()
+        )
         shown = json.dumps(list(value) if isinstance(value, tuple) else value)
         text = textwrap.fill(
             f"{texts.get(field.name, '')} (default: {shown})", 100, initial_indent="    ", subsequent_indent="    "

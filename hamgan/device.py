@@ -11,6 +11,9 @@ import torch
 
 from hamgan import dist
 
+Compile = Literal[False, True, "reduce-overhead", "max-autotune"]
+"""Whether networks are compiled, and in which of torch.compile's modes; true is its default."""
+
 Autocast = Callable[[], AbstractContextManager[object]]
 """Opens the precision context that networks run in."""
 
@@ -41,6 +44,24 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+
+
+def check_compile(mode: Compile, device: torch.device) -> None:
+    """Refuse a way of compilation that the device does not have.
+
+    Raises:
+        ValueError: If CUDA graphs are wanted of anything but a GPU.
+    """
+    if mode == "reduce-overhead" and device.type != "cuda":
+        raise ValueError(
+            f"compile is 'reduce-overhead' on the device {device.type}; it records CUDA graphs, which only a GPU has: set it "
+            "to true"
+        )
+
+
+def uses_cuda_graphs(mode: Compile, device: torch.device) -> bool:
+    """Say whether networks compiled so are replayed from CUDA graphs, whose outputs the next replay writes over."""
+    return device.type == "cuda" and mode in ("reduce-overhead", "max-autotune")
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from hamgan import config as configuration
+from hamgan.device import Compile
 from hamgan.models.discriminator import DiscriminatorConfig
 from hamgan.models.generator import GeneratorConfig
 from hamgan.training.augment import AugmentConfig
@@ -199,8 +200,9 @@ class TrainConfig:
     """Last fraction of the run over which both learning rates fall linearly towards 0; a longer duration moves it."""
     precision: Literal["fp32", "bf16", "auto"] = "auto"
     """Of the networks' convolutions; auto: bf16 where the device computes in it, else fp32."""
-    compile: bool = False
-    """Whether the networks go through torch.compile."""
+    compile: Compile = False
+    """Whether the networks go through torch.compile; reduce-overhead also records CUDA graphs (on a GPU only),
+    max-autotune also times other kernels before it chooses. Both modes are not measured on a GPU."""
     recompute: bool = False
     """Gradient checkpointing: the blocks' inner maps are computed again in the backward pass instead of being kept. The same
     numbers for less memory and about a third more time."""
@@ -242,10 +244,10 @@ class TrainConfig:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2**63)")
         if self.compile and (self.objective.r1_gamma or self.objective.r2_gamma):
             raise ValueError(
-                "compile is true with a gradient penalty; torch.compile has no second derivative: set one off"
+                "compile is on with a gradient penalty; torch.compile has no second derivative: set one off"
             )
         if self.recompute and (self.compile or self.objective.r1_gamma or self.objective.r2_gamma):
-            raise ValueError("recompute is true with compile or a gradient penalty; it goes with neither: set one off")
+            raise ValueError("recompute is on with compile or a gradient penalty; it goes with neither: set one off")
         if not 0 <= self.anneal <= 1:
             raise ValueError(f"anneal is {self.anneal}; it must be in [0, 1]")
         for name in ("resolution", "num_classes"):

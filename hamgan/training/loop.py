@@ -7,7 +7,7 @@ from pathlib import Path
 from hamgan import checkpoint, dist
 from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
-from hamgan.device import prepare, resolve_autocast, resolve_device
+from hamgan.device import check_compile, prepare, resolve_autocast, resolve_device
 from hamgan.progress import Averages, Progress, SignalWatch, Stopped
 from hamgan.training import run_folder
 from hamgan.training.config import TrainConfig, parse_duration
@@ -40,6 +40,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
         Stopped: On SIGINT, SIGTERM or SIGUSR1, after the step is finished and all is saved.
     """
     device = resolve_device(config.device)
+    check_compile(config.compile, device)
     prepare(device)
     dist.init(device)
     micro_size, num_micro = config.micro_batches(dist.world_size())

@@ -12,6 +12,7 @@ from hamgan import checkpoint, dist
 from hamgan import config as configuration
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.subset import Subset, hold_out
+from hamgan.device import Compile, uses_cuda_graphs
 from hamgan.models.discriminator import Discriminator
 from hamgan.models.generator import Generator
 from hamgan.training import run_folder
@@ -81,12 +82,17 @@ def build_player(
         eps=optimizer.eps,
         fused=True,
     )
-    return Player(network=network, call=compiled(network) if config.compile else network, optimizer=adam)
+    return Player(
+        network=network,
+        call=compiled(network, config.compile) if config.compile else network,
+        optimizer=adam,
+        replays=uses_cuda_graphs(config.compile, device),
+    )
 
 
-def compiled(network: Generator | Discriminator) -> Network:
+def compiled(network: Generator | Discriminator, mode: Compile = True) -> Network:
     """Compile a network for the shapes that it sees: training has few, and graphs of any shape are slower or fail."""
-    return torch.compile(network, dynamic=False)
+    return torch.compile(network, dynamic=False, mode=mode if isinstance(mode, str) else None)
 
 
 def copy_average(network: torch.nn.Module) -> Generator:

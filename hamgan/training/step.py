@@ -88,6 +88,8 @@ class Player:
     call: Network
     """The network itself or its compiled form."""
     optimizer: torch.optim.Optimizer
+    replays: bool = False
+    """Whether `call` replays CUDA graphs, each replay writing over what the last one put out: also over gradients."""
 
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -123,6 +125,7 @@ def d_phase(
     D.optimizer.zero_grad(set_to_none=True)
     parts = []
     for index, batch in enumerate(batches):
+        _begin(G, D)
         noise, y = batch.noise, batch.fake_classes(objective)
         with torch.no_grad(), autocast(), _held(G, objective.holds(optimizes=False, index=index)):
             fake = G.call(noise.z, y, noise.keys_g)
@@ -137,6 +140,7 @@ def d_phase(
         if penalize:
             penalty = _penalty(logits, images, objective)
         ((loss + penalty * objective.penalty_every) / len(batches)).backward()
+        _keep_gradients(D, first=index == 0, last=index == len(batches) - 1)
         parts.append(
             {
                 "d_loss": loss.detach(),
@@ -170,6 +174,7 @@ def g_phase(
     G.optimizer.zero_grad(set_to_none=True)
     parts = []
     for index, batch in enumerate(batches):
+        _begin(G, D)
         noise, y = batch.noise, batch.fake_classes(objective)
         with autocast(), _held(G, objective.holds(optimizes=True, index=index)):
             fake = G.call(noise.z, y, noise.keys_g)
@@ -183,9 +188,25 @@ def g_phase(
         fake_logits, *rest = logits.float().split(len(noise.z))
         loss = g_loss(objective.loss, fake_logits, rest[0] if rest else None)
         (loss / len(batches)).backward()
+        _keep_gradients(G, first=index == 0, last=index == len(batches) - 1)
         parts.append({"g_loss": loss.detach()})
     norm = _finish(G, objective.g_orthogonal)
     return _mean(parts) | {"g_grad_norm": norm}
+
+
+def _begin(*players: Player) -> None:
+    """Say, where CUDA graphs are replayed, that a micro-batch begins and what earlier ones put out may be written over."""
+    if any(player.replays for player in players):
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def _keep_gradients(player: Player, *, first: bool, last: bool) -> None:
+    """Copy the first micro-batch's gradients, to which others are added, out of the CUDA graphs' memory."""
+    if not player.replays or not first or last:
+        return
+    for parameter in player.network.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
 
 
 @contextmanager

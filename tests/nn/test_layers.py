@@ -323,7 +323,11 @@ def test_attention_in_tiles_equals_the_exact_products(tile: int, scale: float, m
 
 def test_attention_in_tiles_survives_a_key_that_stands_out() -> None:
     """The shift of the scores comes from every eighth key; one of the others may have any score."""
-    queries, keys, values = torch.ones(1, 3, 2), torch.zeros(1, 16, 2), torch.arange(16.0).view(1, 16, 1).repeat(1, 1, 2)
+    queries, keys, values = (
+        torch.ones(1, 3, 2),
+        torch.zeros(1, 16, 2),
+        torch.arange(16.0).view(1, 16, 1).repeat(1, 1, 2),
+    )
     keys[:, 5] = 300.0
     leaves = [x.bfloat16().requires_grad_(True) for x in (queries, keys, values)]
     out = attend(*leaves)

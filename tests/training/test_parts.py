@@ -2,16 +2,21 @@
 
 import contextlib
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import relative_error
 from torch import nn
 
+from hamgan import config as configuration
+from hamgan.device import Compile, check_compile, uses_cuda_graphs
 from hamgan.models.discriminator import Discriminator, DiscriminatorConfig
 from hamgan.models.generator import Generator, GeneratorConfig
 from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNorm, SpectralNormConfig
 from hamgan.training.augment import NUM_RANDOM, AugmentConfig, augment, flip
+from hamgan.training.config import TrainConfig, load_config
 from hamgan.training.ema import EmaConfig, ema_decay, update_ema
 from hamgan.training.health import class_diversity, ham_statistics, largest_sigmas
 from hamgan.training.losses import add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
@@ -20,6 +25,7 @@ from hamgan.training.run import compiled
 from hamgan.training.step import MicroBatch, Player, StepConfig, d_phase, g_phase
 
 CPU = torch.device("cpu")
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_losses_have_their_known_values() -> None:
@@ -253,19 +259,77 @@ def test_bfloat16_autocast_keeps_the_islands_and_stays_close(
     assert results[1] == pytest.approx(results[0], rel=0.05) and results[1] != results[0]
 
 
-@pytest.mark.slow
-def test_compiled_networks_take_the_same_step(
-    tiny_generator_config: GeneratorConfig, tiny_discriminator_config: DiscriminatorConfig
+def test_the_first_of_several_gradients_leaves_the_memory_of_cuda_graphs(
+    tiny_generator_config: GeneratorConfig,
+    tiny_discriminator_config: DiscriminatorConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    marks: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    for replays, count, kept in ((False, 3, False), (True, 1, False), (True, 3, True)):
+        marks.clear()
+        G, D = (
+            replace(player, replays=replays) for player in players(tiny_generator_config, tiny_discriminator_config)
+        )
+        weight, given = next(D.network.parameters()), []  # type: ignore[var-annotated]
+        weight.register_post_accumulate_grad_hook(lambda p, given=given: given.append(p.grad))
+        d_phase(
+            G,
+            D,
+            micro_batches(tiny_generator_config, count=count, size=2),
+            penalize=False,
+            objective=StepConfig(),
+            augmentation=AugmentConfig(),
+            autocast=contextlib.nullcontext,
+        )
+        assert len(given) == count and len(marks) == replays * count
+        assert (given[0] is not weight.grad) == kept and given[-1] is weight.grad
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "refused"),
+    [
+        (False, "cpu", False),
+        (True, "cpu", False),
+        ("max-autotune", "cpu", False),
+        ("reduce-overhead", "cpu", True),
+        ("reduce-overhead", "cuda", False),
+    ],
+)
+def test_cuda_graphs_are_refused_where_there_are_none(mode: Compile, device: str, refused: bool) -> None:
+    refusal = pytest.raises(ValueError, match=r"compile is 'reduce-overhead' on the device cpu; .* set it to true")
+    with refusal if refused else contextlib.nullcontext():
+        check_compile(mode, torch.device(device))
+    assert uses_cuda_graphs(mode, torch.device(device)) == (mode == "reduce-overhead" and device == "cuda")
+    config = load_config(CONFIGS / "emoji32.toml", [f"--compile={str(mode).lower()}"])
+    assert config.compile == mode
+    assert configuration.from_mapping(TrainConfig, configuration.to_mapping(config), "test") == config
+
+
+def test_a_mode_of_compilation_that_there_is_not_is_named() -> None:
+    with pytest.raises(
+        ValueError, match="'compile' is 'reduce'; allowed are false, true, reduce-overhead, max-autotune"
+    ):
+        load_config(CONFIGS / "emoji32.toml", ["--compile=reduce"])
+    assert load_config(CONFIGS / "emoji32.toml", ["--compile"]).compile is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "count"), [(True, 1), ("reduce-overhead", 2)])
+def test_compiled_networks_take_the_same_step(
+    mode: Compile, count: int, tiny_generator_config: GeneratorConfig, tiny_discriminator_config: DiscriminatorConfig
+) -> None:
+    """In the mode of CUDA graphs too, which a CPU compiles without recording any, with its marks and copies."""
     losses = []
     for compiles in (False, True):
         G, D = players(tiny_generator_config, tiny_discriminator_config)
         if compiles:
-            G, D = (Player(network=p.network, call=compiled(p.network), optimizer=p.optimizer) for p in (G, D))
+            replays = mode == "reduce-overhead"
+            G, D = (replace(player, call=compiled(player.network, mode), replays=replays) for player in (G, D))
         options = {"objective": StepConfig(), "augmentation": AugmentConfig(), "autocast": contextlib.nullcontext}
         for player in (G, D):
             player.network.eval()  # bases are then the stored ones, not drawn by another generator
-        batches = micro_batches(tiny_generator_config, count=1, size=4)
+        batches = micro_batches(tiny_generator_config, count=count, size=4)
         stats = d_phase(G, D, batches, penalize=False, **options)  # type: ignore[arg-type]
         stats |= g_phase(G, D, batches, **options)  # type: ignore[arg-type]
         losses.append([float(stats[key]) for key in ("d_loss", "g_loss", "d_grad_norm", "g_grad_norm")])
