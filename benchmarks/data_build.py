@@ -5,8 +5,9 @@ of them from memory again and again, and, the like-for-like other side of a buil
 files, in as many processes that share them out as a build does. Then they are built into 128x128 files by every resize.
 All files are in the page cache. Every round does all of this in turns, and a build is set against the decoders of its own
 round; medians of the rounds count. The clock holds all of a build: the start of its processes, the list, the checks. CPU
-time is disturbed less by other work on the machine. A quarter of the images is built too: what the other three quarters
-add to its time is the rate of a build that is so long that its start no longer counts.
+time is disturbed less by other work on the machine. The kernel's part of it is told apart: a build needs memory for a new
+file, which a virtual machine may first have to get from its host. A quarter of the images is built too: what the other
+three quarters add to its time is the rate of a build that is so long that its start no longer counts.
 Least disturbed is the first comparison: what one decoding process does, block by block, against its decoder alone.
 
     python benchmarks/data_build.py
@@ -118,7 +119,7 @@ def decode_many(
         results.put(None)
         return
     ready.wait()
-    started, cpu = time.perf_counter(), time.process_time()
+    started, before = time.perf_counter(), cpu_seconds(resource.RUSAGE_SELF)
     while True:
         with taken.get_lock():
             first = taken.value
@@ -128,14 +129,22 @@ def decode_many(
         for i in range(first, min(first + BLOCK, count)):
             item = source[i % len(source)]
             decode(read(item) if isinstance(item, str) else item)
-    results.put((time.perf_counter() - started, time.process_time() - cpu))
+    clock = time.perf_counter() - started
+    results.put((clock, *(a - b for a, b in zip(cpu_seconds(resource.RUSAGE_SELF), before, strict=True))))
+
+
+def cpu_seconds(*whose: int) -> tuple[float, float]:
+    """Return the CPU seconds of processes so far, and those but the kernel's."""
+    used = [resource.getrusage(who) for who in whose]
+    return sum(u.ru_utime + u.ru_stime for u in used), sum(u.ru_utime for u in used)
 
 
 class Cost(NamedTuple):
-    """What an image costs: seconds by the clock on all cores, and CPU seconds of all processes."""
+    """What an image costs: seconds by the clock on all cores, and of CPU in all processes, with and without the kernel's."""
 
     clock: float
     cpu: float
+    user: float
 
 
 def decoder_cost(name: str, source: list[bytes] | list[str], root: Path, count: int) -> Cost | None:
@@ -152,22 +161,20 @@ def decoder_cost(name: str, source: list[bytes] | list[str], root: Path, count: 
         process.join()
     if None in seconds:
         return None
-    return Cost(max(clock for clock, _ in seconds) / count, sum(cpu for _, cpu in seconds) / count)
+    clocks, cpus, users = zip(*seconds, strict=True)
+    return Cost(max(clocks) / count, sum(cpus) / count, sum(users) / count)
 
 
-def build_cost(root: Path, out: Path, resize: str) -> tuple[int, Cost]:
-    """Time a build with all that belongs to it; return the number of images and what they cost together."""
-
-    def cpu_seconds() -> float:
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(u.ru_utime + u.ru_stime for u in used)
-
+def build_cost(root: Path, num_images: int, out: Path, resize: str) -> Cost:
+    """Time a build with all that belongs to it; return what its images cost together."""
     out.unlink(missing_ok=True)
     os.sync()  # what was written before must not be on its way to the disk meanwhile
-    before = cpu_seconds()
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    before = cpu_seconds(*both)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         summary = build(root, out, resolution=128, resize=resize)
-    return summary.num_images, Cost(summary.seconds, cpu_seconds() - before)
+    assert summary.num_images == num_images
+    return Cost(summary.seconds, *(a - b for a, b in zip(cpu_seconds(*both), before, strict=True)))
 
 
 def time_resizes(data: bytes, resizes: list[str]) -> None:
@@ -250,6 +257,7 @@ def main() -> None:
 def compare(photos: list[bytes], all_photos: Path, few_photos: Path, options: argparse.Namespace) -> None:
     """Decode and build in turns, so that all meet the same disturbances, and print the medians."""
     names = [str(path.relative_to(all_photos)) for path in sorted(all_photos.rglob("*.jpg"))]
+    num_all, num_few = len(names), sum(path.is_file() for path in few_photos.rglob("*"))
     alone: dict[str, list[Cost]] = {}
     built: dict[tuple[str, str], list[Cost]] = {}
     ratios: dict[tuple[str, str, str], list[Cost]] = {}
@@ -263,7 +271,8 @@ def compare(photos: list[bytes], all_photos: Path, few_photos: Path, options: ar
                     now[where] = cost
                     alone.setdefault(where, []).append(cost)
         for resize in options.resizes:
-            (num_few, few), (num_all, whole) = (build_cost(root, out, resize) for root in (few_photos, all_photos))
+            few = build_cost(few_photos, num_few, out, resize)
+            whole = build_cost(all_photos, num_all, out, resize)
             steady = Cost(*((a - b) / (num_all - num_few) for a, b in zip(whole, few, strict=True)))
             for label, cost in (
                 (f"of {num_few}", Cost(*(seconds / num_few for seconds in few))),
@@ -278,19 +287,25 @@ def compare(photos: list[bytes], all_photos: Path, few_photos: Path, options: ar
                 f"round {number + 1}: build, {resize}, of {num_all}: {num_all / whole.clock:.0f} images/s", flush=True
             )
     for where, costs in alone.items():
-        clock, cpu = medians(costs)
-        print(f"decoder alone, {where:24} {1 / clock:6.0f} images/s  {cpu * 1e3:5.2f} ms CPU per image")
+        clock, cpu, user = (seconds * 1e3 for seconds in medians(costs))
+        print(
+            f"decoder alone, {where:24} {1e3 / clock:6.0f} images/s  {cpu:5.2f} ms CPU per image, kernel {cpu - user:.2f}"
+        )
     fastest = min((where for where in alone if "files" in where), key=lambda where: medians(alone[where]).clock)
     for (resize, label), costs in built.items():
-        clock, cpu = medians(costs)
-        print(f"build, {resize:9} {label:18} {1 / clock:6.0f} images/s  {cpu * 1e3:5.2f} ms CPU per image")
+        clock, cpu, user = (seconds * 1e3 for seconds in medians(costs))
+        print(
+            f"build, {resize:9} {label:18} {1e3 / clock:6.0f} images/s  {cpu:5.2f} ms CPU per image, kernel {cpu - user:.2f}"
+        )
         for where in alone:
             if where == fastest or not where.startswith("opencv"):
                 of = ratios[resize, label, where]
                 target = " (target 0.9)" if where == fastest and label != f"of {num_few}" else ""
                 span = f"{min(ratio.clock for ratio in of):.3f} to {max(ratio.clock for ratio in of):.3f}"
                 ratio = medians(of)
-                print(f"    {ratio.clock:.3f} ({span}; CPU {ratio.cpu:.3f}) of {where}{target}")
+                print(
+                    f"    {ratio.clock:.3f} ({span}; CPU {ratio.cpu:.3f}, but the kernel's {ratio.user:.3f}) of {where}{target}"
+                )
 
 
 def medians(costs: list[Cost]) -> Cost:
