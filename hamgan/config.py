@@ -90,7 +90,7 @@ def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
         if value in get_args(kind) and type(value) in {type(choice) for choice in get_args(kind)}:
             return value
         allowed = ", ".join(map(_choice_text, get_args(kind)))
-        near = difflib.get_close_matches(_shown(value).strip("'"), [str(choice) for choice in get_args(kind)], n=1)
+        near = difflib.get_close_matches(_shown(value).strip("'"), [*map(_choice_text, get_args(kind))], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"{where}: '{key}' is {_shown(value)}; allowed are {allowed}{hint}")
     if origin in (typing.Union, types.UnionType):
