@@ -4,11 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hamgan.metrics.extractors import efficientnet_lite, vit
+from hamgan.metrics.extractors import vit
 from hamgan.metrics.extractors.base import Extractor
 from hamgan.metrics.extractors.weights import check_weights, load_into, read_state_dict
+from hamgan.nn import efficientnet_lite
 
 # Extractor to its protocols, the default first.
 EXTRACTORS: dict[str, tuple[str, ...]] = {
@@ -77,9 +79,25 @@ def _efficientnet_lite0(protocol: str, weights: str | Path | None, verify: bool)
         dim=network.dim,
         num_classes=network.num_classes,
         weights_sha256=digest,
-        preprocess=efficientnet_lite.preprocess,
+        preprocess=_as_classified,
         network=network.to(memory_format=torch.channels_last),
     )
+
+
+def _as_classified(images: Tensor) -> Tensor:
+    """Resize to 224 x 224 and scale as the network was trained.
+
+    Args:
+        images: uint8, (B, 3, H, W).
+
+    Returns:
+        (B, 3, 224, 224) float32, (pixel - 127) / 128 after antialiased bicubic (a = -0.5, as Pillow's).
+    """
+    x = images.float()
+    if x.shape[2:] != (224, 224):
+        x = F.interpolate(x, size=(224, 224), mode="bicubic", align_corners=False, antialias=True)
+        x = x.clamp(0, 255)
+    return (x - efficientnet_lite.MEAN) / efficientnet_lite.STD
 
 
 def _inception(protocol: str, weights: str | Path | None, verify: bool) -> Extractor:
