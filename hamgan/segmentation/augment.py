@@ -15,12 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from hamgan.segmentation.dataset import IGNORED, Sample
-
-MEAN = (123.675, 116.28, 103.53)
-"""Of the channels red, green and blue, over 0..255 (ImageNet's)."""
-STD = (58.395, 57.12, 57.375)
-"""Deviation, likewise."""
+from hamgan.segmentation.dataset import IGNORED, MEAN, STD, Sample
 
 CROP_ATTEMPTS = 10
 """Crops drawn to find one without a class that fills too much of it."""

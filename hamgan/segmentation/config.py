@@ -51,7 +51,8 @@ class TrainConfig:
     """Images a forward pass on one process; 0: the whole share of the process. Smaller ones accumulate gradients, and batch
     norm then sees the micro-batch only."""
     weights: str = ""
-    """What training starts from: a run folder, a checkpoint, or a public file of a segmentor or its backbone; empty: none."""
+    """What training starts from: a run folder, a checkpoint, a public file of a segmentor or its backbone, or
+    efficientnet_lite0, whose file a package brings; empty: none."""
     auxiliary_weight: float = 0.4
     """Weight of the auxiliary head's loss, where there is that head."""
     label_smoothing: float = 0.0

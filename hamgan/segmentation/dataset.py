@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+MEAN = (123.675, 116.28, 103.53)
+"""What images are normalised with: of the channels red, green and blue, over 0..255 (ImageNet's)."""
+STD = (58.395, 57.12, 57.375)
+"""Deviation, likewise."""
 IGNORED = 255
 """Label of pixels that neither the loss nor a score counts."""
 UNKNOWN = -1

@@ -95,12 +95,12 @@ def load_backbone(model: Segmentor, path: str | Path) -> tuple[str, ...]:
 
     Args:
         model: The segmentor.
-        path: A VAN trained on ImageNet (`van_small_811.pth.tar`), mmcv's ResNet-V1c, torchvision's ResNet, or a public
-            segmentor, whose head is passed over.
+        path: A VAN trained on ImageNet (`van_small_811.pth.tar`), mmcv's ResNet-V1c, torchvision's ResNet, EfficientNet-Lite0,
+            or a public segmentor, whose head is passed over.
 
     Returns:
-        Names of the backbone's tensors that the file has nothing for: none for a VAN; the deep stem, and what reads it if it
-        is wider than torchvision's, for torchvision's ResNet.
+        Names of the backbone's tensors that the file has nothing for: none for a VAN or EfficientNet; the deep stem, and what
+        reads it if it is wider than torchvision's, for torchvision's ResNet.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -123,7 +123,7 @@ def load_backbone(model: Segmentor, path: str | Path) -> tuple[str, ...]:
     not_fitting = [name for name in absent if not (torchvision and name.startswith(("stem.", "layer1.0.")))]
     if not_fitting:
         raise ValueError(f"{path}: is of another backbone than {model.config.backbone}: it has no {not_fitting[0]}")
-    known = ("head.", "fc.", "conv1.", "bn1.") if torchvision else ("head.", "fc.")
+    known = ("head.", "fc.", "conv1.", "bn1.") if torchvision else ("head.", "fc.", "_conv_head.", "_bn1.", "_fc.")
     for name, tensor in weights.items():
         if name in absent or name.endswith(IGNORED_SUFFIX) or name.startswith(known):
             continue

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from hamgan.nn.decomposition import BasesMode, Gradient
+from hamgan.nn.efficientnet_lite import BATCH_NORM_EPS
 from hamgan.nn.hamburger import HamburgerConfig
+from hamgan.segmentation.efficientnet import EfficientNet, EfficientNetPlan
 from hamgan.segmentation.hamburger import Hamburger, HamVersion
 from hamgan.segmentation.heads import AuxiliaryHead, HamHead, LastInput, MultiLevelInput
 from hamgan.segmentation.layers import BatchNorm, BilinearResize, GroupNorm, NormFactory
@@ -18,7 +20,9 @@ NUM_STAGES = 4
 NUM_GROUPS = 32
 """Groups of the heads' group norms."""
 
-BackboneName = Literal["van_tiny", "van_small", "van_base", "van_large", "van_huge", "resnet101", "resnet101_voc"]
+BackboneName = Literal[
+    "van_tiny", "van_small", "van_base", "van_large", "van_huge", "resnet101", "resnet101_voc", "efficientnet_lite0"
+]
 HeadName = Literal["light_ham", "ham_net", "ham_net_plus", "ham_net_voc"]
 
 
@@ -29,14 +33,15 @@ class SegmentationConfig:
     num_classes: int = 150
     """Number of classes, without the ignored label."""
     backbone: BackboneName = "van_small"
-    """The backbone; resnet101_voc has a stem twice as wide and a multi-grid last stage."""
+    """The backbone; resnet101_voc has a stem twice as wide and a multi-grid last stage; efficientnet_lite0 is a small one whose
+    ImageNet weights need no download (`weights = "efficientnet_lite0"`)."""
     backbone_dims: tuple[int, ...] = ()
     """Channels of the four stages' outputs; empty: the backbone's published ones."""
     backbone_depths: tuple[int, ...] = ()
     """Blocks of the four stages; empty: the backbone's published ones."""
     backbone_strides: tuple[int, ...] = ()
-    """Strides of the four stages; empty: the published 4,2,2,2 (VAN), 1,2,1,1 (ResNet, after a stem of stride 4). A ResNet's
-    stages are dilated instead of strided; a VAN at output stride 8 has 4,2,1,1."""
+    """Strides of the four stages; empty: the published 4,2,2,2 (VAN, EfficientNet), 1,2,1,1 (ResNet, after a stem of stride
+    4). A ResNet's stages are dilated instead of strided; a VAN at output stride 8 has 4,2,1,1."""
     mlp_ratios: tuple[int, ...] = ()
     """Hidden channels of a VAN's MLPs over its channels, one a stage; empty: the published 8,8,4,4."""
     stem_channels: tuple[int, ...] = ()
@@ -102,13 +107,16 @@ class SegmentationConfig:
             raise ValueError(f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in (0, 1]")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2**63)")
-        if self.is_van and self.stem_channels:
+        if not self.is_resnet and self.stem_channels:
             raise ValueError(
                 f"stem_channels is {list(self.stem_channels)}; only a ResNet has a stem, not {self.backbone}"
             )
         if not self.is_van and self.mlp_ratios:
             raise ValueError(f"mlp_ratios is {list(self.mlp_ratios)}; only a VAN has MLPs, not {self.backbone}")
-        if not self.is_van and any(dim % EXPANSION for dim in self.backbone_dims):
+        if self.backbone == "efficientnet_lite0" and (self.backbone_dims or self.backbone_depths):
+            raise ValueError("backbone_dims and backbone_depths must be empty; efficientnet_lite0 has one size only")
+        self.backbone_plan()  # checks the strides
+        if self.is_resnet and any(dim % EXPANSION for dim in self.backbone_dims):
             raise ValueError(
                 f"backbone_dims is {list(self.backbone_dims)}; a ResNet's must be divisible by {EXPANSION}"
             )
@@ -125,8 +133,15 @@ class SegmentationConfig:
         """Whether the backbone is a VAN."""
         return self.backbone in PUBLISHED_VANS
 
-    def backbone_plan(self) -> VANPlan | ResNetPlan:
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the backbone is a ResNet."""
+        return self.backbone in PUBLISHED_RESNETS
+
+    def backbone_plan(self) -> VANPlan | ResNetPlan | EfficientNetPlan:
         """Return the backbone's sizes: the published ones where this configuration leaves them open."""
+        if self.backbone == "efficientnet_lite0":
+            return EfficientNetPlan(strides=self.backbone_strides) if self.backbone_strides else EfficientNetPlan()
         plan: VANPlan | ResNetPlan
         if self.is_van:
             plan = PUBLISHED_VANS[self.backbone]
@@ -176,8 +191,10 @@ class Segmentor(nn.Module):
         self.config = config
         batch_norm = partial(BatchNorm, momentum=config.batch_norm_momentum, cross_replica=config.cross_replica)
         plan = config.backbone_plan()
-        self.backbone: VAN | ResNet
-        if isinstance(plan, VANPlan):
+        self.backbone: VAN | ResNet | EfficientNet
+        if isinstance(plan, EfficientNetPlan):
+            self.backbone = EfficientNet(plan, norm=partial(batch_norm, eps=BATCH_NORM_EPS))
+        elif isinstance(plan, VANPlan):
             self.backbone = VAN(plan, drop_path=config.drop_path, norm=batch_norm, layer_scale=config.layer_scale)
         else:
             self.backbone = ResNet(plan, norm=batch_norm)

@@ -21,6 +21,8 @@ class OptimizerConfig:
     """Learning rate, before warm-up and decay."""
     bias_lr: float = 1.0
     """Factor of the learning rate of biases; 2 in the paper's PASCAL VOC code."""
+    backbone_lr: float = 1.0
+    """Factor of the learning rate of the backbone: below 1 where it was trained before and the head was not."""
     beta1: float = 0.9
     """AdamW's decay of the first moment; SGD's momentum."""
     beta2: float = 0.999
@@ -42,8 +44,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be > 0")
-        if not self.bias_lr > 0:
-            raise ValueError(f"bias_lr is {self.bias_lr}; it must be > 0")
+        for name in ("bias_lr", "backbone_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be > 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
@@ -80,8 +83,10 @@ def parameter_groups(model: Segmentor, config: OptimizerConfig) -> list[dict[str
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            decays = _decays(config.decay, module, name, path.startswith("backbone."))
-            key = (config.weight_decay if decays else 0.0, config.bias_lr if name == "bias" else 1.0)
+            in_backbone = path.startswith("backbone.")
+            decays = _decays(config.decay, module, name, in_backbone)
+            rate = (config.bias_lr if name == "bias" else 1.0) * (config.backbone_lr if in_backbone else 1.0)
+            key = (config.weight_decay if decays else 0.0, rate)
             found.setdefault(key, []).append(parameter)
     return [{"params": parameters, "weight_decay": decay, "rate": rate} for (decay, rate), parameters in found.items()]
 

@@ -4,7 +4,6 @@ import copy
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from hamgan.segmentation.config import FREE_KEYS, TrainConfig
 from hamgan.segmentation.dataset import IGNORED, LabelledImages
 from hamgan.segmentation.model import Logits, Segmentor
 from hamgan.segmentation.optimizer import build_optimizer
-from hamgan.segmentation.trained import initialize
+from hamgan.segmentation.trained import initialize, weights_file
 
 
 @dataclass(kw_only=True)
@@ -53,7 +52,7 @@ def build_run(config: TrainConfig, device: torch.device, data: LabelledImages, *
     torch.manual_seed(config.seed)
     model = Segmentor(config.model)
     if fresh and config.weights:
-        initialize(model, Path(config.weights))
+        initialize(model, weights_file(config.weights))
     model = model.to(device).to(memory_format=torch.channels_last)
     dist.broadcast_module(model)
     return Run(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hamgan import checkpoint, run_folder
 from hamgan import config as configuration
+from hamgan.nn import efficientnet_lite
 from hamgan.segmentation.config import TrainConfig
 from hamgan.segmentation.evaluate import TestConfig
 from hamgan.segmentation.model import SegmentationConfig, Segmentor
@@ -141,6 +142,15 @@ def initialize(model: Segmentor, path: Path) -> None:
         copy_weights(model, load(file, rank=own.rank, strides=own.backbone_strides or None).state_dict(), file)
     else:
         load_backbone(model, file)
+
+
+def weights_file(name: str) -> Path:
+    """Return where weights lie that a configuration names: a path, or efficientnet_lite0 for the installed package's.
+
+    Raises:
+        ValueError: If that package is not installed.
+    """
+    return Path(efficientnet_lite.weights_path() if name == "efficientnet_lite0" else name)
 
 
 def tested_weights(state: dict[str, Any]) -> dict[str, Tensor]:
