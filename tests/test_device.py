@@ -13,16 +13,19 @@ gnu = pytest.mark.skipif(_c_function("mallopt") is None, reason="the C library i
 
 
 def faults(prepare: str) -> int:
-    """Return how often a process was given a page in five rounds that take and free 20 blocks of 4 MB, after two more."""
+    """Return how often a process was given a page in five rounds that take and free 20 blocks of 4 MB.
+
+    Twenty rounds come before: what is small lies between the blocks at first, so that the heap still grows in the third.
+    """
     code = f"""
         import resource
         import torch
         from hamgan.device import keep_memory
         {prepare}
-        for step in range(7):
+        for step in range(25):
             blocks = [torch.empty(1 << 20).fill_(step) for _ in range(20)]
             del blocks
-            if step == 1:
+            if step == 19:
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     """
