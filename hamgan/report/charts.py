@@ -102,6 +102,13 @@ CHARTS = (
     ),
     Chart(
         section="health",
+        title="What D tells apart",
+        unit="ratio",
+        note="Mean distance of two images of a class in D's features, over the features' size; 0 is a dead discriminator.",
+        patterns=("d_feature_spread",),
+    ),
+    Chart(
+        section="health",
         title="Largest singular values, G",
         unit="singular value",
         note="Of the weights before normalisation. BigGAN saw them explode when training collapsed.",

@@ -157,6 +157,8 @@ class SentinelConfig:
     """Suspicious: samples of a class differ by less than this times what real images do."""
     min_kept_diversity: float = 0.5
     """Suspicious: the diversity falls below this times the highest so far."""
+    min_feature_spread: float = 1e-3
+    """Suspicious: D's features of the images of a class differ by less than this times their root mean square."""
     max_sigma_growth: float = 2.0
     """Suspicious: the largest singular value of G or D grows beyond this times its median over the last healthy checks."""
     max_gradient_growth: float = 30.0
@@ -173,7 +175,7 @@ class SentinelConfig:
         for name in ("patience", "keep_healthy"):
             if getattr(self, name) < 1:
                 raise ValueError(f"sentinel.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("min_diversity", "min_kept_diversity", "max_rollbacks"):
+        for name in ("min_diversity", "min_kept_diversity", "min_feature_spread", "max_rollbacks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"sentinel.{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("max_sigma_growth", "max_gradient_growth"):

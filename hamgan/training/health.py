@@ -61,6 +61,8 @@ def compare(
 
     Returns:
         `diversity_ratio` and `feature_diversity_ratio`: the diversity of the generated over that of the shown images;
+        `d_feature_spread`: the diversity of both in D's features, over the features' root mean square: 0 where D is dead and
+        answers the same to every image;
         `d_accuracy_shown`, `d_accuracy_held_out`: shares that D takes for real, and `d_gap_held_out`, the first less the
         second: near 0 unless D memorises.
     """
@@ -70,6 +72,9 @@ def compare(
     row["feature_diversity_ratio"] = class_diversity(fake_features, fake[1]) / max(
         class_diversity(real_features, real[1]), 1e-9
     )
+    features = torch.cat((real_features, fake_features)).float()
+    spread = class_diversity(features, torch.cat((real[1], fake[1])))
+    row["d_feature_spread"] = spread / max(float(features.square().mean().sqrt()), 1e-9)
     row["d_accuracy_shown"] = float((real_logits > 0).float().mean())
     if held_out is not None:
         _, logits = judge_images(D, *held_out, device)

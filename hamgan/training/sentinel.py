@@ -4,6 +4,7 @@ Acted upon at once: a number that is not finite, in the statistics, the weights 
 after `patience` checks in a row:
 
 - samples of a class hardly differ (after `grace`), or differ much less than they once did: mode collapse;
+- the discriminator's features are the same for every image: it is dead, and the generator learns nothing from it;
 - the largest singular value of a network outgrows its recent median: the sign that comes before BigGAN's collapse;
 - the mean norm of a gradient does.
 
@@ -92,8 +93,8 @@ def judge(
         state: Updated in place.
         config: The limits.
         step: Of the check.
-        row: `diversity_ratio`, `G/sigma_max`, `D/sigma_max`, `g_grad_norm`, `d_grad_norm` and `nonfinite`; what is absent is
-            not judged.
+        row: `diversity_ratio`, `d_feature_spread`, `G/sigma_max`, `D/sigma_max`, `g_grad_norm`, `d_grad_norm` and
+            `nonfinite`; what is absent is not judged.
         in_grace: Whether diversity is not judged yet.
 
     Returns:
@@ -106,7 +107,7 @@ def judge(
     if row.get("nonfinite", 0):
         return Verdict(kind="ruined", reasons=(f"{row['nonfinite']:.0f} numbers of the weights are not finite",))
     reasons = () if in_grace else _diversity_reasons(state, config, row)
-    reasons += _growth_reasons(state, config, row)
+    reasons += _dead_reasons(config, row) + _growth_reasons(state, config, row)
     if reasons:
         state.suspicious += 1
         if state.suspicious < config.patience:
@@ -131,6 +132,13 @@ def _diversity_reasons(state: SentinelState, config: SentinelConfig, row: Mappin
     if ratio < config.min_kept_diversity * state.best_diversity:
         return (f"diversity {ratio:.2f} is below {config.min_kept_diversity} of its best, {state.best_diversity:.2f}",)
     return ()
+
+
+def _dead_reasons(config: SentinelConfig, row: Mapping[str, float]) -> tuple[str, ...]:
+    spread = row.get("d_feature_spread")
+    if spread is None or spread >= config.min_feature_spread:
+        return ()
+    return (f"D tells no image from another: its features spread by {spread:.2g}, below {config.min_feature_spread:g}",)
 
 
 def _growth_reasons(state: SentinelState, config: SentinelConfig, row: Mapping[str, float]) -> tuple[str, ...]:
