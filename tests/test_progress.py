@@ -11,6 +11,8 @@ from hamgan.progress import SignalWatch
 def test_an_echo_is_not_a_second_signal_and_a_later_one_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    # A shell has its background jobs ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     watch = SignalWatch()
     try:
         assert watch.received is None
@@ -23,4 +25,5 @@ def test_an_echo_is_not_a_second_signal_and_a_later_one_acts_at_once(monkeypatch
             signal.raise_signal(signal.SIGINT)
     finally:
         watch.close()
+        signal.signal(signal.SIGINT, before)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -67,8 +67,9 @@ def test_a_dead_discriminator_is_noticed_even_in_grace() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (8, 3, 32, 32), generator=generator, dtype=torch.uint8)
     shown = images, torch.arange(8) % 2
+    torch.manual_seed(0)
     D = Discriminator(DiscriminatorConfig(resolution=32, num_classes=2, channels=4, context_resolutions=(16,))).eval()
-    assert compare(D, torch.device("cpu"), shown, shown, None)["d_feature_spread"] > 0.05
+    assert compare(D, torch.device("cpu"), shown, shown, None)["d_feature_spread"] > 10 * CONFIG.min_feature_spread
     with torch.no_grad():  # its last block puts out less than nothing, whatever it sees
         for layer in D.blocks[-1].modules():
             if isinstance(layer, SNConv2d):
