@@ -220,7 +220,7 @@ def time_one_process(photos: list[bytes], resizes: list[str]) -> None:
         for resize in resizes:
             job = Job(
                 reader=FileReader(name), data_path=Path(name) / "data", offset=0, resolution=128, resize=resize,
-                background=(255, 255, 255),
+                background=(255, 255, 255), direct=False,
             )  # fmt: skip
             builder = BlockBuilder(job)
             cost = milliseconds(lambda builder=builder: builder.build(0, names))  # type: ignore[misc]

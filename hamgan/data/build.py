@@ -132,7 +132,7 @@ def _build(images: Source, first: int, last: int, staging: Staging, plan: dict[s
     resolution, resize, background = plan["resolution"], plan["resize"], tuple(plan["background"])
     _check_disk(staging, last - first)
     job = worker.Job(reader=images.reader(), data_path=staging.data_path, offset=staging.offset,
-                     resolution=resolution, resize=resize, background=background)  # fmt: skip
+                     resolution=resolution, resize=resize, background=background, direct=staging.direct)  # fmt: skip
     for _ in range(3):
         _decode(images, first, staging, job, workers)
         damaged = staging.damaged_blocks(staging.crc32(), last - first, workers)

@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hamgan.data import format as file_format
-from hamgan.data.fileio import crc32, crc32_at, lock, read_all, start_writing, sync_folder, write_all
+from hamgan.data.direct import DirectFile
+from hamgan.data.fileio import crc32, lock, read_all, start_writing, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
 from hamgan.data.worker import Block
 
+_DIRECT_FROM = 2**28  # bytes of pixels: smaller files are still in the system's cache when training begins
 _CHECKED_AT_ONCE = 256  # blocks handed to the threads, so that memory does not grow with the number of images
 
 
@@ -30,6 +32,7 @@ class Staging:
     Attributes:
         data_path: The data file, sparse until its blocks are written.
         offset: Byte offset of the first pixel in it.
+        direct: Whether it is written past the system's cache.
         blocks: What is in it, by block number.
     """
 
@@ -45,7 +48,10 @@ class Staging:
         self._num_images = num_images
         self._resolution = resolution
         self._image_bytes = resolution * resolution * 3
+        self.direct = num_images * self._image_bytes >= _DIRECT_FROM
         self.blocks: dict[int, Block] = {}
+        self._proofs: dict[int, Future[bool]] = {}
+        self._prover = ThreadPoolExecutor(1)
         self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._data = -1
         if not lock(self._journal, fcntl.LOCK_EX):
@@ -60,6 +66,7 @@ class Staging:
     def _open_data(self, plan: dict[str, Any]) -> None:
         self.offset = file_format.lay_out(self._num_images, self._resolution, None)[1]
         self._data = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._pages = DirectFile(self.data_path, self._data, direct=self.direct)
         # Orphans of a killed builder hold a shared lock until they notice and leave.
         if not lock(self._data, fcntl.LOCK_EX, wait_s=30):
             raise ValueError(f"{self.out}: processes of an earlier build are still writing it")
@@ -95,16 +102,18 @@ class Staging:
         os.write(self._journal, json.dumps(entry).encode() + b"\n")
 
     def record(self, number: int, block: Block) -> None:
-        """Note that a block is in the data file."""
+        """Note that a block is in the data file, and begin to prove it."""
         self._append({"block": number, "crc32": block.crc32, "bad": block.bad})
         self.blocks[number] = block
         first = number * BLOCK_IMAGES * self._image_bytes
         start_writing(self._data, self.offset + first, self.images_in(number) * self._image_bytes)
+        self._proofs[number] = self._prover.submit(self._is_damaged, number, block.crc32, self._num_images)
 
     def forget(self, number: int) -> None:
         """Note that a block has to be decoded again."""
         self._append({"block": number})
         del self.blocks[number]
+        self._proofs.pop(number, None)
 
     def images_in(self, number: int) -> int:
         """Number of images in a block; all blocks but the last are full."""
@@ -123,12 +132,16 @@ class Staging:
         return np.asarray([self.blocks[i].crc32 for i in range(num_blocks(self._num_images))], np.uint32)
 
     def damaged_blocks(self, crcs: NDArray[np.uint32], num_images: int, threads: int) -> list[int]:
-        """Read blocks back, several at a time, and return the numbers of those that do not have their CRC32."""
+        """Read back what is not proved yet, several blocks at a time.
+
+        Returns:
+            The numbers of all blocks that do not have their CRC32.
+        """
 
         def is_damaged(number: int) -> bool:
-            first = number * BLOCK_IMAGES
-            size = min(BLOCK_IMAGES, num_images - first) * self._image_bytes
-            return crc32_at(self._data, size, self.offset + first * self._image_bytes) != crcs[number]
+            if (proof := self._proofs.get(number)) is not None:
+                return proof.result()
+            return self._is_damaged(number, crcs[number], num_images)
 
         wrong: list[int] = []
         with (
@@ -140,6 +153,11 @@ class Staging:
                 wrong += [number for number, damaged in zip(numbers, pool.map(is_damaged, numbers)) if damaged]
                 bar.update(min(numbers.stop * BLOCK_IMAGES, num_images) - start * BLOCK_IMAGES)
         return wrong
+
+    def _is_damaged(self, number: int, crc: int, num_images: int) -> bool:
+        first = number * BLOCK_IMAGES
+        size = min(BLOCK_IMAGES, num_images - first) * self._image_bytes
+        return self._pages.crc32(size, self.offset + first * self._image_bytes) != crc
 
     def bad_images(self) -> list[tuple[int, str]]:
         """Unreadable images as (index, reason), ascending."""
@@ -156,6 +174,7 @@ class Staging:
         Returns:
             CRC32 of each block of the result.
         """
+        self._proofs.clear()
         first = bad[0] // BLOCK_IMAGES if bad else num_blocks(self._num_images)
         crcs = [self.blocks[number].crc32 for number in range(first)]
         gaps = set(bad)
@@ -191,6 +210,9 @@ class Staging:
 
     def close(self) -> None:
         """Close the files; what is in them stays for the next builder."""
+        self._prover.shutdown(cancel_futures=True)
+        if self._data >= 0:
+            self._pages.close()
         for fd in (self._data, self._journal):
             if fd >= 0:
                 with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from hamgan.data.crop_jpeg import square_decoder
 from hamgan.data.decode import Color, array_to_rgb, decode, decode_square
-from hamgan.data.fileio import crc32, lock, write_all
+from hamgan.data.direct import ALIGNMENT, DirectFile, page_memory
+from hamgan.data.fileio import crc32, lock
 from hamgan.data.resample import centre_square, resize_square
 from hamgan.data.source import Locator, Reader
 
@@ -34,6 +36,7 @@ class Job:
         resolution: Side of the images, pixels.
         resize: One of `resample.RESIZES`.
         background: RGB, 0..255, behind transparent pixels.
+        direct: Whether the file is written past the system's cache.
     """
 
     reader: Reader
@@ -42,6 +45,7 @@ class Job:
     resolution: int
     resize: str
     background: Color
+    direct: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,14 @@ class BlockBuilder:
         self._place = partial(centre_square, resize=job.resize)
         self._fd = os.open(job.data_path, os.O_RDWR)
         lock(self._fd, fcntl.LOCK_SH)
+        self._file = DirectFile(job.data_path, self._fd, direct=job.direct)
+        # Large images go in several pieces, so that memory does not grow with the block; while one is on its way to the
+        # disk, the next is decoded.
+        self._image_bytes = job.resolution * job.resolution * 3
+        self._step = max(1, _PIECE // self._image_bytes)
+        size = -(-self._step * self._image_bytes // ALIGNMENT) * ALIGNMENT
+        self._pieces = [_Piece(size), _Piece(size)]
+        self._writer = ThreadPoolExecutor(1)
 
     def build(self, first: int, locators: list[Locator]) -> Block:
         """Decode consecutive images and write them.
@@ -75,24 +87,34 @@ class BlockBuilder:
         Raises:
             OSError: If the data file cannot be written.
         """
-        job = self._job
-        image_bytes = job.resolution * job.resolution * 3
-        # Large images go in several pieces, so that memory does not grow with the block.
-        step = max(1, _PIECE // image_bytes)
-        pixels = np.empty((min(step, len(locators)), job.resolution, job.resolution, 3), np.uint8)
         crc, bad = 0, []
-        for start in range(0, len(locators), step):
-            piece = pixels[: len(locators) - start]
-            for i in range(len(piece)):
-                try:
-                    self._fetch(locators[start + i], piece[i])
-                except (OSError, ValueError, MemoryError) as error:
-                    piece[i] = 0
-                    bad.append((first + start + i, " ".join(str(error).split()) or type(error).__name__))
-            data = piece.reshape(-1).data
-            write_all(self._fd, data, job.offset + (first + start) * image_bytes)
-            crc = crc32(data, crc)
+        try:
+            for start in range(0, len(locators), self._step):
+                piece = self._pieces[0]
+                piece.wait()
+                part = locators[start : start + self._step]
+                bad += self._fill(piece.memory, first + start, part)
+                data = piece.memory[: len(part) * self._image_bytes]
+                position = self._job.offset + (first + start) * self._image_bytes
+                piece.on_its_way = self._writer.submit(self._file.write, data, position)
+                crc = crc32(data, crc)
+                self._pieces.reverse()
+        finally:
+            for piece in self._pieces:
+                piece.wait()
         return Block(crc, bad)
+
+    def _fill(self, memory: memoryview, first: int, locators: list[Locator]) -> list[tuple[int, str]]:
+        side = self._job.resolution
+        images = np.frombuffer(memory, np.uint8, len(locators) * self._image_bytes).reshape(-1, side, side, 3)
+        bad = []
+        for i, locator in enumerate(locators):
+            try:
+                self._fetch(locator, images[i])
+            except (OSError, ValueError, MemoryError) as error:
+                images[i] = 0
+                bad.append((first + i, " ".join(str(error).split()) or type(error).__name__))
+        return bad
 
     def _fetch(self, locator: Locator, out: NDArray[np.uint8]) -> None:
         # On its own, so that all memory is free for the next image, which then finds it in the processor's cache.
@@ -108,7 +130,26 @@ class BlockBuilder:
 
     def close(self) -> None:
         """Close the data file."""
+        self._writer.shutdown()
+        self._file.close()
         os.close(self._fd)
+
+
+@dataclass
+class _Piece:
+    """Memory for images, and the write that it may still be needed for."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        self.memory = page_memory(self.size)
+        self.on_its_way: Future[None] | None = None
+
+    def wait(self) -> None:
+        """Wait until the memory may be written over; raises what the write raised."""
+        write, self.on_its_way = self.on_its_way, None
+        if write is not None:
+            write.result()
 
 
 def main() -> None:

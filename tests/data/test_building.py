@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import h5py
@@ -18,9 +17,7 @@ import pytest
 from tiny_images import encode, noise, smooth, write_class_folders
 
 from hamgan.data import build as build_module
-from hamgan.data import fileio
 from hamgan.data import staging as staging_module
-from hamgan.data import worker as worker_module
 from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
 from hamgan.data.merge import merge
@@ -383,47 +380,3 @@ def test_a_full_file_system(class_folders: Path, tmp_path: Path, monkeypatch: py
         assert (disk / "out.h5").read_bytes() == b"old"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_checksums_are_zlibs_whoever_computes_them(tmp_path: Path) -> None:
-    # A file built where isal is installed is verified where it is not.
-    rng = np.random.default_rng(0)
-    data = rng.bytes(3 * fileio._PIECE + 77)
-    for size in (0, 1, 15, 16, 17, 63, 64, 255, 49_152, len(data)):
-        for start in (0, 0xDEADBEEF):
-            assert fileio.crc32(data[:size], start) == zlib.crc32(data[:size], start)
-    path = tmp_path / "bytes"
-    path.write_bytes(data)
-    with open(path, "rb") as file:
-        for size, position in ((0, 0), (1, 5), (fileio._PIECE, 3), (len(data), 0), (len(data), 9)):
-            expected = zlib.crc32(data[position : position + size])
-            assert fileio.crc32_at(file.fileno(), size, position) == expected
-
-
-def test_blocks_written_in_pieces_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_class_folders(tmp_path / "s", {"a": 70, "b": 5})
-    (tmp_path / "s" / "a" / "000.png").write_bytes(b"no image")
-    build(tmp_path / "s", tmp_path / "whole.h5", resolution=16, workers=1, skip_bad=True)
-    expected = (tmp_path / "whole.h5").read_bytes()
-    for images in (1, 3, 63, 64, 65):
-        monkeypatch.setattr(worker_module, "_PIECE", images * 16 * 16 * 3 + 5)
-        build(tmp_path / "s", tmp_path / f"{images}.h5", resolution=16, workers=1, skip_bad=True)
-        assert (tmp_path / f"{images}.h5").read_bytes() == expected
-
-
-def test_writing_is_begun_early_for_each_block_and_is_never_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_class_folders(tmp_path / "source", {"a": 70}, size=16)
-    ranges: list[tuple[int, int]] = []
-
-    def begin(fd: int, position: int, size: int, flags: int) -> int:
-        ranges.append((position, size))
-        return -1  # as on a file system that cannot
-
-    for name, function in (("early", begin), ("never", None)):
-        monkeypatch.setattr(fileio, "_sync_file_range", lambda function=function: function)
-        build(tmp_path / "source", tmp_path / f"{name}.h5", resolution=16, workers=1)
-    assert (tmp_path / "early.h5").read_bytes() == (tmp_path / "never.h5").read_bytes()
-    start = ranges[0][0]
-    assert ranges == [(start, 64 * 768), (start + 64 * 768, 6 * 768)]
