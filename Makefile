@@ -23,7 +23,7 @@ help: ## list the targets
 
 setup: $(INSTALLED) ## make .venv and install everything into it
 
-$(INSTALLED): pyproject.toml setup.py hamgan/data/_resize.c hamgan/data/_jpeg.c $(CONSTRAINTS)
+$(INSTALLED): pyproject.toml setup.py hamgan/data/_resize.c hamgan/data/_jpeg.c hamgan/data/_huffman.h $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("hamgan needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'

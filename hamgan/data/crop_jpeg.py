@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import _imaging, features
 
-_VERSION = 1  # of the C functions' arguments
+_VERSION = 2  # of the C functions' arguments
 MOST_PIXELS = 2**26  # larger ones are left to Pillow, which refuses what must be an attack
 _OLDEST = 3  # libjpeg-turbo: before, skipping rows had errors
+_KNOWN = (3,)  # whose Huffman decoding can be replaced
 _KEPT = 2**24  # bytes of memory at most
 _ROOM = 64  # pixels that a row is wider than the square at most: twice a margin and a column of blocks
 # In the order of the struct in _jpeg.c.
@@ -81,10 +82,19 @@ def square_decoder() -> SquareDecoder | None:
     return None
 
 
-def load(path: Path) -> SquareDecoder | None:
-    """Load a compiled `_jpeg.c`; None if it is of another machine or version, or Pillow's library of another kind."""
+def load(path: Path, *, own_huffman: bool = True) -> SquareDecoder | None:
+    """Load a compiled `_jpeg.c`.
+
+    Args:
+        path: The library.
+        own_huffman: Whether Huffman codes are decoded by it, where it can, and not by libjpeg-turbo.
+
+    Returns:
+        A decoder; None if the library is of another machine or version, or Pillow's of another kind.
+    """
     try:
-        if int((features.version("libjpeg_turbo") or "0").split(".")[0]) < _OLDEST:
+        version = int((features.version("libjpeg_turbo") or "0").split(".")[0])
+        if version < _OLDEST:
             return None
         jpeg = ctypes.CDLL(_imaging.__file__)  # its symbols include those of the libraries that it needs
         functions = (ctypes.c_void_p * len(_FUNCTIONS))(
@@ -95,11 +105,12 @@ def load(path: Path) -> SquareDecoder | None:
             return None
         pointer, integer, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
         library.hamgan_jpeg_open.restype = pointer
+        library.hamgan_jpeg_open.argtypes = [pointer, integer]
         library.hamgan_jpeg_close.restype = None
         library.hamgan_jpeg_close.argtypes = [pointer]
         library.hamgan_jpeg_header.argtypes = [pointer, ctypes.c_char_p, size, pointer]
         library.hamgan_jpeg_square.argtypes = [pointer, *[integer] * 4, pointer, size, pointer]
-        decoder = library.hamgan_jpeg_open(functions)
+        decoder = library.hamgan_jpeg_open(functions, own_huffman and version in _KNOWN)
     except (OSError, AttributeError, ValueError):
         return None
     return SquareDecoder(library, decoder) if decoder else None

@@ -66,7 +66,7 @@ def decode(data: bytes, background: Color) -> NDArray[np.uint8]:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
             if colors in ("YCbCr", "Gray", "RGB") and height * width <= MOST_PIXELS:
                 return simplejpeg.decode_jpeg(data, "RGB")
-        except ValueError:
+        except (ValueError, KeyError):  # KeyError: a sampling that simplejpeg has no name for
             pass  # Pillow decides whether it is an error: some warnings are harmless
     try:
         with warnings.catch_warnings():

@@ -32,15 +32,15 @@ def compile_to(path: Path, source: Path = SOURCE) -> Path:
     )  # fmt: skip
     if check.returncode:
         pytest.skip("the C code takes libjpeg-turbo's header jpeglib.h")
-    command = [COMPILER, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(path), str(source)]
-    subprocess.run(command, check=True)
+    command = [COMPILER, "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{SOURCE.parent}"]
+    subprocess.run([*command, "-o", str(path), str(source)], check=True)
     return path
 
 
-@pytest.fixture(scope="module")
-def square_decoder(tmp_path_factory: pytest.TempPathFactory) -> SquareDecoder:
+@pytest.fixture(scope="module", params=[True, False], ids=["own Huffman", "libjpeg's"])
+def square_decoder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SquareDecoder:
     """A decoder of the sources as they are now."""
-    decoder = crop_jpeg.load(compile_to(tmp_path_factory.mktemp("c") / "_jpeg.so"))
+    decoder = crop_jpeg.load(compile_to(tmp_path_factory.mktemp("c") / "_jpeg.so"), own_huffman=request.param)
     if decoder is None:
         pytest.skip("Pillow's libjpeg-turbo is not one that can be called")
     return decoder
@@ -152,6 +152,23 @@ def test_damage_anywhere_has_the_same_outcome(square_decoder: SquareDecoder, sha
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc4"], ids=["quantization", "Huffman"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_tables_of_the_image_before_serve_no_other(
+    square_decoder: SquareDecoder, marker: bytes, number: int
+) -> None:
+    data = encode(noise(0, 40, 60), "JPEG", quality=90)
+    place = -1
+    for _ in range(number + 1):
+        place = data.index(marker, place + 1)
+    without = data[: place + 1] + b"\xe5" + data[place + 2 :]  # an application's segment, which nobody reads
+    fine = partial(centre_square, resize="box")
+    assert square_decoder.square(data, fine) is not None
+    assert square_decoder.square(without, fine) is None
+    assert outcome(without, square_decoder) == outcome(without, None)
+    np.testing.assert_array_equal(square_decoder.square(data, fine), whole(data, "box"))
+
+
 def test_files_are_the_same_with_and_without(square_decoder: SquareDecoder, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     root = tmp_path / "source" / "class"
@@ -171,7 +188,7 @@ def test_files_are_the_same_with_and_without(square_decoder: SquareDecoder, tmp_
 
 def test_a_library_of_another_version_is_not_used(tmp_path: Path) -> None:
     for number, change in enumerate(
-        (("hamgan_jpeg_version(void) { return 1; }", "hamgan_jpeg_version(void) { return 2; }"),
+        (("hamgan_jpeg_version(void) { return 2; }", "hamgan_jpeg_version(void) { return 3; }"),
          ("JPEG_LIB_VERSION, sizeof", "80, sizeof"), ("sizeof(struct jpeg_decompress_struct)", "8"))
     ):  # fmt: skip
         assert SOURCE.read_text().count(change[0]) == 1

@@ -1,5 +1,6 @@
 """Every kind of image that a data set may hold becomes the right RGB pixels, or a reason."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -77,6 +78,15 @@ def test_cmyk_jpeg_becomes_rgb() -> None:
     Image.fromarray(rgb).convert("CMYK").save(buffer, "JPEG", quality=98)
     assert Image.open(io.BytesIO(buffer.getvalue())).mode == "CMYK"
     assert np.abs(decode(buffer.getvalue(), WHITE).astype(int) - rgb).mean() < 4
+
+
+def test_a_sampling_without_a_name_is_no_other_error() -> None:
+    data = bytearray(encode(noise(0, 40, 60), "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    for sampling in (0x14, 0x31, 0x0F):
+        data[frame + 11] = sampling
+        with contextlib.suppress(ValueError):
+            assert decode(bytes(data), (255, 255, 255)).shape == (40, 60, 3)
 
 
 def test_png_named_jpeg_is_read_by_its_content(tmp_path, built) -> None:
