@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hamgan.data import format as file_format
 from hamgan.data import worker
+from hamgan.data.crop_jpeg import square_decoder
 from hamgan.data.decode import Color
 from hamgan.data.fileio import naming
 from hamgan.data.format import BLOCK_IMAGES, VERSION, Header
@@ -96,6 +97,7 @@ def build(
         raise
     for note in images.notes:
         print(note)
+    _say_what_is_slow(images, resize)
     plan = {
         "version": VERSION,
         "source_fingerprint": images.fingerprint(),
@@ -201,6 +203,12 @@ def _in_process(
             yield number, builder.build(*task(number))
     finally:
         builder.close()
+
+
+def _say_what_is_slow(images: Source, resize: str) -> None:
+    # At the first image alone: a hint is not worth a look at a million names.
+    if resize != "none" and images.keys[0].lower().endswith((".jpg", ".jpeg")) and square_decoder() is None:
+        print("JPEGs take nearly twice as long without hamgan's own decoder; docs/data.md tells what it needs")
 
 
 def _finished(out: Path, plan: dict[str, Any], skip_bad: bool) -> Header:

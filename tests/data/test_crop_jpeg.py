@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny_images import encode, noise, smooth
 
+from hamgan.data import build as build_module
 from hamgan.data import crop_jpeg, worker
 from hamgan.data.build import build
 from hamgan.data.crop_jpeg import SquareDecoder
@@ -194,6 +195,21 @@ def test_a_library_of_another_version_is_not_used(tmp_path: Path) -> None:
         assert SOURCE.read_text().count(change[0]) == 1
         (tmp_path / "other.c").write_text(SOURCE.read_text().replace(*change))
         assert crop_jpeg.load(compile_to(tmp_path / f"{number}.so", tmp_path / "other.c")) is None
+
+
+def test_it_is_said_that_building_could_be_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("jpg", "png"):
+        (tmp_path / name / "class").mkdir(parents=True)
+        (tmp_path / name / "class" / f"a.{name}").write_bytes(encode(noise(0, 20, 20)))
+    said = {}
+    for name, decoder, resize in (("jpg", None, "box"), ("jpg", None, "none"), ("png", None, "box"), ("jpg", 1, "box")):
+        monkeypatch.setattr(build_module, "square_decoder", lambda decoder=decoder: decoder)
+        out = tmp_path / f"{len(said)}.h5"
+        build(tmp_path / name, out, resolution=20, resize=resize, workers=1)
+        said[name, decoder, resize] = "nearly twice as long" in capsys.readouterr().out
+    assert [key for key, value in said.items() if value] == [("jpg", None, "box")]
 
 
 def test_what_is_no_library_is_not_used(tmp_path: Path) -> None:
