@@ -1,5 +1,6 @@
 """What several benchmarks measure with: calls that take turns, and the memory that is alive. Not a benchmark itself."""
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -8,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +40,46 @@ def take_turns(works: Mapping[str, Callable[[], object]], repeats: int, *, warmu
         for name, work in works.items():
             times[name].append(seconds(work))
     return {name: statistics.median(values[warmup:]) for name, values in times.items()}
+
+
+def take_turns_apart(
+    file: str, sides: Mapping[str, Sequence[str]], repeats: int, *, warmup: int = 1
+) -> dict[str, float]:
+    """Return the median seconds of each side, as `take_turns`, but each in a process of its own, with a heap of its own.
+
+    Args:
+        file: A benchmark's.
+        sides: The arguments, by name, with which it calls `serve`.
+        repeats: Timed rounds.
+        warmup: Rounds before them.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(subprocess.Popen([sys.executable, file, *arguments], **pipes))  # type: ignore[call-overload]
+            for name, arguments in sides.items()
+        }
+
+        def ask(process: subprocess.Popen[str]) -> float:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write("\n")
+            return float(process.stdout.readline())
+
+        rounds = [{name: ask(process) for name, process in processes.items()} for _ in range(warmup + repeats)]
+        for process in processes.values():
+            assert process.stdin is not None
+            process.stdin.close()
+    return {name: statistics.median(times[name] for times in rounds[warmup:]) for name in sides}
+
+
+def serve(work: Callable[[], object]) -> None:
+    """Call the work at each line of the standard input, and print how long it took: the other end of `take_turns_apart`.
+
+    A call that is not timed comes before: some of the memory that this process freed went to others meanwhile.
+    """
+    for _ in sys.stdin:
+        work()
+        print(seconds(work), flush=True)
 
 
 def status_mb(key: str) -> float:

@@ -102,16 +102,14 @@ def keep_memory(device: torch.device) -> None:
     Of a CPU with the GNU C library alone; `release_memory` gives it back.
     """
     if device.type == "cpu" and (mallopt := _c_function("mallopt")) is not None:
-        mallopt(_MALLOC_MMAP_THRESHOLD, LARGEST_BLOCK)
         mallopt(_MALLOC_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_MALLOC_MMAP_MAX, 0)
 
 
-LARGEST_BLOCK = 1 << 25
-"""Up to so many bytes a map comes from the heap, which is kept; the most that every version of the library takes."""
-KEPT_BYTES = 1 << 30
-"""How many bytes at the heap's end may be free."""
-_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3
-"""Numbers of the settings in malloc.h."""
+KEPT_BYTES = (1 << 31) - 1
+"""How many bytes at the heap's end may be free: the most that the setting takes."""
+_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_MAX = -1, -4
+"""Numbers of the settings in malloc.h. Of the second, how many blocks may be taken from the system one by one, 0 says: none."""
 
 
 @cache

@@ -7,7 +7,7 @@ from pathlib import Path
 from hamgan import checkpoint, dist
 from hamgan.data.build import build
 from hamgan.data.hdf5 import TrainingFile
-from hamgan.device import check_compile, prepare, resolve_autocast, resolve_device
+from hamgan.device import check_compile, keep_memory, prepare, resolve_autocast, resolve_device
 from hamgan.progress import Averages, Progress, SignalWatch, Stopped
 from hamgan.training import run_folder
 from hamgan.training.config import TrainConfig, parse_duration
@@ -42,6 +42,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
     device = resolve_device(config.device)
     check_compile(config.compile, device)
     prepare(device)
+    keep_memory(device)
     dist.init(device)
     micro_size, num_micro = config.micro_batches(dist.world_size())
     precision, autocast = resolve_autocast(config.precision, device)

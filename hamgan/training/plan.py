@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from hamgan.device import resolve_autocast, resolve_device
+from hamgan.device import keep_memory, resolve_autocast, resolve_device
 from hamgan.training.config import TrainConfig, parse_duration
 from hamgan.training.estimate import Estimate, estimate
 from hamgan.training.trial import trial_step
@@ -136,6 +136,7 @@ def measure_speed(config: TrainConfig, counts: Estimate, device: torch.device) -
             discriminator=replace(small.discriminator, channels=small.discriminator.channels // 2),
         )
         counts = estimate(small)
+    keep_memory(device)
     seconds = _median_seconds(trial_step(small, device), device)
     return Speed(
         flops_per_second=counts.step_flops * small.batch_size / seconds,
