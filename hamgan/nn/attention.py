@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamgan.nn.gate import gated_sum
 from hamgan.nn.second_order import differentiable_once
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
 from hamgan.nn.tiles import attend_in_tiles
@@ -41,7 +40,7 @@ class SelfAttention(nn.Module):
         keys = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)
         values = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)
         context = differentiable_once(attend, attend_plainly, queries, keys, values)
-        return gated_sum(x, self.gate, self.o(context.transpose(1, 2).unflatten(2, x.shape[2:])))
+        return x + self.o.scaled(context.transpose(1, 2).unflatten(2, x.shape[2:]), self.gate)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -153,18 +153,24 @@ class Hamburger(nn.Module):
             (B, C, H, W).
         """
         shortcut = x if self.shortcut_gate is None else self.shortcut_gate * x
-        return gated_sum(shortcut, self.gate, self.burger(x, c, bases))
+        if self.upper_bread_norm is not None:
+            return gated_sum(shortcut, self.gate, self.burger(x, c, bases))
+        return shortcut + self.upper_bread.scaled(self._filling(x, c, bases), self.gate)
 
     def burger(self, x: Tensor, c: Tensor | None, bases: Tensor | None = None) -> Tensor:
         """Return the context (B, C, H, W) before gate and shortcut; arguments as in `forward`."""
+        h = self.upper_bread(self._filling(x, c, bases))
+        return h if self.upper_bread_norm is None else self.upper_bread_norm(h, c)
+
+    def _filling(self, x: Tensor, c: Tensor | None, bases: Tensor | None) -> Tensor:
+        """Return what the upper bread lies on: ham and cheese."""
         h = self.reconstruct(self.columns_of(x), bases)
         if self.cheese is not None:
             h = self.cheese(h)
             if self.cheese_norm is not None:
                 h = self.cheese_norm(h, c)
             h = F.relu(h)
-        h = self.upper_bread(h)
-        return h if self.upper_bread_norm is None else self.upper_bread_norm(h, c)
+        return h
 
     def columns_of(self, x: Tensor) -> Tensor:
         """Return the map that is decomposed: the lower bread's output, (B, latent, H, W), non-negative for NMF."""

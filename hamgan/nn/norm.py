@@ -37,12 +37,20 @@ class BatchStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardise (B, C, H, W) by the batch's statistics in training and by the running ones in evaluation."""
+        return self._across_replicas(x) if self.spans_replicas() else self._local(x, None, None)
+
+    def scaled(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        """Return `gain * self(x) + bias`, gain and bias of each channel, (C,), in one pass where it can be."""
         if self.spans_replicas():
-            return self._across_replicas(x)
+            y = self._across_replicas(x)
+            return torch.addcmul(bias.to(y.dtype)[:, None, None], y, gain.to(y.dtype)[:, None, None])
+        return self._local(x, gain, bias)
+
+    def _local(self, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
         mean, var = self.running_mean, self.running_var
         if self.training and is_repeating():
             mean, var = mean.clone(), var.clone()
-        return F.batch_norm(x, mean, var, training=self.training, momentum=self.momentum, eps=self.eps)
+        return F.batch_norm(x, mean, var, gain, bias, training=self.training, momentum=self.momentum, eps=self.eps)
 
     def spans_replicas(self) -> bool:
         """Say whether the next forward takes its statistics over several processes."""
@@ -68,8 +76,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
-        gain, bias = self.gain.to(x.dtype), self.bias.to(x.dtype)
-        return torch.addcmul(bias[:, None, None], self.statistics(x), gain[:, None, None])
+        return self.statistics.scaled(x, self.gain, self.bias)
 
 
 class ConditionalBatchNorm(nn.Module):

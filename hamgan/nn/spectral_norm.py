@@ -206,6 +206,11 @@ class SNConv2d(nn.Conv2d):
         """Convolve (B, c_in, H, W) to (B, c_out, H, W)."""
         return conv2d(x, self.normalized_weight(), self.bias, padding=self.kernel_size[0] // 2)
 
+    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Return `scale * self(x)`, (B, c_out, H, W), of a scalar: it scales the weight, which spares a pass over the map."""
+        weight = (self.spectral_norm(self.weight) * scale).to(compute_dtype(self.weight))
+        return conv2d(x, weight, None if self.bias is None else self.bias * scale, padding=self.kernel_size[0] // 2)
+
     def upsampled(self, x: Tensor) -> Tensor:
         """Return `self(nearest_upsample(x))`, (B, c_out, 2H, 2W), by the cheapest exact way."""
         return upsample_conv2d(x, self.normalized_weight(), self.bias)

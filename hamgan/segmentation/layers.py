@@ -31,19 +31,7 @@ class BatchNorm(BatchStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
-        if self.spans_replicas():
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return torch.addcmul(bias[:, None, None], super().forward(x), weight[:, None, None])
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=self.training,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
+        return self.scaled(x, self.weight, self.bias)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
