@@ -63,7 +63,10 @@ def take_turns_apart(
         def ask(process: subprocess.Popen[str]) -> float:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write("\n")
-            return float(process.stdout.readline())
+            answer = process.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"{' '.join(map(str, process.args))} ended with {process.wait()}")  # type: ignore[arg-type]
+            return float(answer)
 
         rounds = [{name: ask(process) for name, process in processes.items()} for _ in range(warmup + repeats)]
         for process in processes.values():

@@ -1,5 +1,6 @@
 /* Decoding of the centred square of a JPEG by a libjpeg-turbo that the process has loaded already (Pillow's): what lies
-   beside the square is only entropy-decoded, not transformed. The pixels are those of a whole decode, bit for bit.
+   beside the square is only entropy-decoded, not transformed, and the Huffman codes are decoded by _huffman.h in the place
+   of the library's own function. The pixels are those of a whole decode, bit for bit.
 
    The library's functions come as pointers, so that nothing is linked; called through ctypes, so that nothing here
    depends on Python. What is unusual (progressive, CMYK, odd sampling) or gives the least warning is not taken: the
@@ -20,7 +21,7 @@
 #define MOST_ROWS 16
 
 /* Of the arguments and functions below: a library that was compiled for others is not used. */
-int hamgan_jpeg_version(void) { return 2; }
+int hamgan_jpeg_version(void) { return 3; }
 
 /* The names of these are in crop_jpeg.py, in the same order. */
 typedef struct {
@@ -49,6 +50,7 @@ typedef struct {
     int last_dc[MAX_COMPS_IN_SCAN];
     long units_left;
 #endif
+    long taken_over;
 } Decoder;
 
 static void fail(j_common_ptr info) { longjmp(((Decoder *)info->client_data)->failed, 1); }
@@ -108,6 +110,7 @@ static void take_over(Decoder *decoder) {
     }
     decoder->units_left = (long)info->MCUs_per_row * info->MCU_rows_in_scan;
     info->entropy->decode_mcu = decode_unit;
+    decoder->taken_over++;
 }
 #endif
 
@@ -156,6 +159,15 @@ static int is_usual(const struct jpeg_decompress_struct *info) {
         if (part->h_samp_factor > (i ? 1 : 2) || part->v_samp_factor > (i ? 1 : 2)) return 0;
     }
     return 1;
+}
+
+/* How many images' Huffman codes were decoded here; -1 if none's ever will be. */
+long hamgan_jpeg_taken_over(const Decoder *decoder) {
+#ifdef HAS_HUFFMAN
+    if (decoder->own_huffman) return decoder->taken_over;
+#endif
+    (void)decoder;
+    return -1;
 }
 
 /* No file can have the one in a Huffman table's unused first count; that one of 16 bits has the other is unheard of. */

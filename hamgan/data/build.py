@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hamgan.data import format as file_format
 from hamgan.data import worker
-from hamgan.data.crop_jpeg import square_decoder
+from hamgan.data.crop_jpeg import has_own_huffman
 from hamgan.data.decode import Color
 from hamgan.data.fileio import naming
 from hamgan.data.format import BLOCK_IMAGES, VERSION, Header
@@ -97,7 +97,6 @@ def build(
         raise
     for note in images.notes:
         print(note)
-    _say_what_is_slow(images, resize)
     plan = {
         "version": VERSION,
         "source_fingerprint": images.fingerprint(),
@@ -112,6 +111,7 @@ def build(
         remove_copies(out)
         print(f"{out} is already there, built from the same images in the same way")
         return _summary(out, header, started, found=True)
+    _say_what_is_slow(images, resize)
     first, last = len(images) * (part[0] - 1) // part[1], len(images) * part[0] // part[1]
     if first == last:
         raise ValueError(f"shard {part[0]}/{part[1]}: there are only {len(images)} images to share")
@@ -207,7 +207,7 @@ def _in_process(
 
 def _say_what_is_slow(images: Source, resize: str) -> None:
     # At the first image alone: a hint is not worth a look at a million names.
-    if resize != "none" and images.keys[0].lower().endswith((".jpg", ".jpeg")) and square_decoder() is None:
+    if resize != "none" and images.keys[0].lower().endswith((".jpg", ".jpeg")) and not has_own_huffman():
         print("JPEGs take nearly twice as long without hamgan's own decoder; docs/data.md tells what it needs")
 
 

@@ -1,19 +1,32 @@
 """Pages of a file written and read past the system's cache, where the system can.
 
-A build writes more than the cache holds, and what it wrote is not read soon. Through the cache every byte is copied once
-more, into a page that must be found first and that something else may need; and reading it back proves little, as it
-comes from there and not from the disk.
+Through the cache every byte is copied once more, into a page that must be found first and that something else may need;
+and reading it back proves little, as it comes from there and not from the disk.
 """
 
 import mmap
 import os
+from math import gcd
 from pathlib import Path
 
 from hamgan.data.fileio import crc32, crc32_at, write_all
+from hamgan.data.format import BLOCK_IMAGES
 
 ALIGNMENT = 4096
 """Bytes: memory, places and sizes are multiples of this; what is not goes through the cache."""
-_PIECE = 2**19  # bytes that are read at once
+_PIECE = 2**19  # bytes that are read or written at once: they are still in the processor's cache
+_LARGEST_PIECE = 2**20
+
+
+def images_at_once(image_bytes: int) -> tuple[int, bool]:
+    """Choose how many images of so many bytes are written together, and say whether those are whole pages."""
+    count = min(max(1, _PIECE // image_bytes), BLOCK_IMAGES)
+    period = ALIGNMENT // gcd(image_bytes, ALIGNMENT)
+    rounded = -(-count // period) * period
+    # A block's last images are whole pages too: it holds a power of two of images, and so is the period.
+    if rounded * image_bytes <= max(_LARGEST_PIECE, image_bytes) and rounded <= BLOCK_IMAGES:
+        return rounded, True
+    return count, False
 
 
 def page_memory(size: int) -> memoryview:

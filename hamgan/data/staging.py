@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hamgan.data import format as file_format
-from hamgan.data.direct import DirectFile
+from hamgan.data.direct import DirectFile, images_at_once
 from hamgan.data.fileio import crc32, lock, read_all, start_writing, sync_folder, write_all
 from hamgan.data.format import BLOCK_IMAGES, Header, num_blocks
 from hamgan.data.worker import Block
@@ -48,12 +49,15 @@ class Staging:
         self._num_images = num_images
         self._resolution = resolution
         self._image_bytes = resolution * resolution * 3
-        self.direct = num_images * self._image_bytes >= _DIRECT_FROM
+        _, whole_pages = images_at_once(self._image_bytes)
+        self.direct = whole_pages and num_images * self._image_bytes >= _DIRECT_FROM
         self.blocks: dict[int, Block] = {}
-        self._proofs: dict[int, Future[bool]] = {}
+        self._proved: set[int] = set()
+        self._proofs: dict[int, Future[bool]] = {}  # those that are not done, or found damage
         self._prover = ThreadPoolExecutor(1)
         self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._data = -1
+        self._pages: DirectFile | None = None
         if not lock(self._journal, fcntl.LOCK_EX):
             os.close(self._journal)
             raise ValueError(f"{out}: another build is writing it at this moment")
@@ -107,12 +111,20 @@ class Staging:
         self.blocks[number] = block
         first = number * BLOCK_IMAGES * self._image_bytes
         start_writing(self._data, self.offset + first, self.images_in(number) * self._image_bytes)
-        self._proofs[number] = self._prover.submit(self._is_damaged, number, block.crc32, self._num_images)
+        proof = self._proofs[number] = self._prover.submit(self._is_damaged, number, block.crc32, self._num_images)
+        proof.add_done_callback(partial(self._note_proof, number))
+
+    def _note_proof(self, number: int, proof: Future[bool]) -> None:
+        if proof.cancelled() or (proof.exception() is None and not proof.result()):
+            if not proof.cancelled():
+                self._proved.add(number)
+            self._proofs.pop(number, None)
 
     def forget(self, number: int) -> None:
         """Note that a block has to be decoded again."""
         self._append({"block": number})
         del self.blocks[number]
+        self._proved.discard(number)
         self._proofs.pop(number, None)
 
     def images_in(self, number: int) -> int:
@@ -139,7 +151,9 @@ class Staging:
         """
 
         def is_damaged(number: int) -> bool:
-            if (proof := self._proofs.get(number)) is not None:
+            if number in self._proved:
+                return False
+            if (proof := self._proofs.get(number)) is not None and not proof.cancel():
                 return proof.result()
             return self._is_damaged(number, crcs[number], num_images)
 
@@ -157,6 +171,7 @@ class Staging:
     def _is_damaged(self, number: int, crc: int, num_images: int) -> bool:
         first = number * BLOCK_IMAGES
         size = min(BLOCK_IMAGES, num_images - first) * self._image_bytes
+        assert self._pages is not None
         return self._pages.crc32(size, self.offset + first * self._image_bytes) != crc
 
     def bad_images(self) -> list[tuple[int, str]]:
@@ -174,6 +189,7 @@ class Staging:
         Returns:
             CRC32 of each block of the result.
         """
+        self._proved.clear()
         self._proofs.clear()
         first = bad[0] // BLOCK_IMAGES if bad else num_blocks(self._num_images)
         crcs = [self.blocks[number].crc32 for number in range(first)]
@@ -211,7 +227,7 @@ class Staging:
     def close(self) -> None:
         """Close the files; what is in them stays for the next builder."""
         self._prover.shutdown(cancel_futures=True)
-        if self._data >= 0:
+        if self._pages is not None:
             self._pages.close()
         for fd in (self._data, self._journal):
             if fd >= 0:

@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,10 @@ from numpy.typing import NDArray
 
 from hamgan.data.crop_jpeg import square_decoder
 from hamgan.data.decode import Color, array_to_rgb, decode, decode_square
-from hamgan.data.direct import ALIGNMENT, DirectFile, page_memory
+from hamgan.data.direct import ALIGNMENT, DirectFile, images_at_once, page_memory
 from hamgan.data.fileio import crc32, lock
 from hamgan.data.resample import centre_square, resize_square
 from hamgan.data.source import Locator, Reader
-
-# Bytes that are written at once: they are still in the cache, and no other process waits long for the file.
-_PIECE = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +66,7 @@ class BlockBuilder:
         # Large images go in several pieces, so that memory does not grow with the block; while one is on its way to the
         # disk, the next is decoded.
         self._image_bytes = job.resolution * job.resolution * 3
-        self._step = max(1, _PIECE // self._image_bytes)
+        self._step, _ = images_at_once(self._image_bytes)
         size = -(-self._step * self._image_bytes // ALIGNMENT) * ALIGNMENT
         self._pieces = [_Piece(size), _Piece(size)]
         self._writer = ThreadPoolExecutor(1)
@@ -88,6 +85,8 @@ class BlockBuilder:
             OSError: If the data file cannot be written.
         """
         crc, bad = 0, []
+        for piece in self._pieces:
+            piece.on_its_way = None
         try:
             for start in range(0, len(locators), self._step):
                 piece = self._pieces[0]
@@ -100,8 +99,10 @@ class BlockBuilder:
                 crc = crc32(data, crc)
                 self._pieces.reverse()
         finally:
-            for piece in self._pieces:
-                piece.wait()
+            # Also after an error: the next block must not meet this one's writes.
+            wait([piece.on_its_way for piece in self._pieces if piece.on_its_way is not None])
+        for piece in self._pieces:
+            piece.wait()
         return Block(crc, bad)
 
     def _fill(self, memory: memoryview, first: int, locators: list[Locator]) -> list[tuple[int, str]]:

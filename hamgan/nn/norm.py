@@ -1,7 +1,7 @@
 """Batch normalisation, plain and class-conditional, local or across replicas."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as torch_dist
@@ -14,8 +14,8 @@ from hamgan.nn.replicas import standardize
 from hamgan.nn.spectral_norm import SNLinear, SpectralNormConfig
 
 
-class BatchStatistics(nn.Module):
-    """Standardises each channel and keeps the running statistics; the part that every batch norm here shares.
+class RunningStatistics(nn.Module):
+    """Running statistics, and what normalises by them; the part that every batch norm here shares.
 
     Args:
         num_channels: Channels C of the maps.
@@ -35,18 +35,19 @@ class BatchStatistics(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Standardise (B, C, H, W) by the batch's statistics in training and by the running ones in evaluation."""
-        return self._across_replicas(x) if self.spans_replicas() else self._local(x, None, None)
+    def normalize(self, x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Standardise (B, C, H, W) by the batch's statistics in training and by the running ones in evaluation.
 
-    def scaled(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        """Return `gain * self(x) + bias`, gain and bias of each channel, (C,), in one pass where it can be."""
+        Args:
+            x: The map.
+            gain: Of each channel, (C,), to multiply the result by; in the same pass where it can be.
+            bias: Of each channel, (C,), to add then; given with `gain`.
+        """
         if self.spans_replicas():
             y = self._across_replicas(x)
+            if gain is None or bias is None:
+                return y
             return torch.addcmul(bias.to(y.dtype)[:, None, None], y, gain.to(y.dtype)[:, None, None])
-        return self._local(x, gain, bias)
-
-    def _local(self, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
         mean, var = self.running_mean, self.running_var
         if self.training and is_repeating():
             mean, var = mean.clone(), var.clone()
@@ -65,6 +66,14 @@ class BatchStatistics(nn.Module):
         return y
 
 
+class BatchStatistics(RunningStatistics):
+    """Standardises maps as a module of its own, which can be watched."""
+
+    def forward(self, x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Normalise (B, C, H, W); arguments as in `normalize`."""
+        return self.normalize(x, gain, bias)
+
+
 class BatchNorm(nn.Module):
     """Batch norm with one gain and one bias a channel."""
 
@@ -76,7 +85,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
-        return self.statistics.scaled(x, self.gain, self.bias)
+        return cast(Tensor, self.statistics(x, self.gain, self.bias))
 
 
 class ConditionalBatchNorm(nn.Module):

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hamgan.nn.norm import BatchStatistics
+from hamgan.nn.norm import RunningStatistics
 
 NormFactory = Callable[[int], nn.Module]
 """Builds the norm of a map from its number of channels."""
 
 
-class BatchNorm(BatchStatistics):
+class BatchNorm(RunningStatistics):
     """Batch norm with one gain (`weight`) and one bias a channel, across replicas if asked.
 
     Args:
@@ -31,7 +31,7 @@ class BatchNorm(BatchStatistics):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
-        return self.scaled(x, self.weight, self.bias)
+        return self.normalize(x, self.weight, self.bias)
 
 
 class ChannelLayerNorm(nn.LayerNorm):

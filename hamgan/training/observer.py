@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hamgan import checkpoint, dist, model_card, snapshot
 from hamgan.background import BackgroundWriter
+from hamgan.device import release_memory
 from hamgan.progress import Averages, Progress
 from hamgan.sampling.draw import draw_images
 from hamgan.sampling.grid import make_grid, save_png
@@ -156,6 +157,7 @@ class Observer:
             return
         run = self.run
         value = quick(run.G_ema)
+        release_memory(run.device)  # its maps were of other sizes than a step's
         self._attempt("metrics", lambda: folder.record_metrics(run.step, {quick.name: value}))
         if value < run.best:
             run.best = value

@@ -14,7 +14,8 @@ from hamgan.data import direct, fileio
 from hamgan.data import staging as staging_module
 from hamgan.data import worker as worker_module
 from hamgan.data.build import build
-from hamgan.data.direct import ALIGNMENT, DirectFile, page_memory
+from hamgan.data.direct import ALIGNMENT, DirectFile, images_at_once, page_memory
+from hamgan.data.format import BLOCK_IMAGES
 from hamgan.data.hdf5 import TrainingFile
 
 
@@ -39,7 +40,7 @@ def test_blocks_written_in_pieces_are_the_same(tmp_path: Path, monkeypatch: pyte
     build(tmp_path / "s", tmp_path / "whole.h5", resolution=16, workers=1, skip_bad=True)
     expected = (tmp_path / "whole.h5").read_bytes()
     for images in (1, 3, 63, 64, 65):
-        monkeypatch.setattr(worker_module, "_PIECE", images * 16 * 16 * 3 + 5)
+        monkeypatch.setattr(worker_module, "images_at_once", lambda size, images=images: (images, False))
         build(tmp_path / "s", tmp_path / f"{images}.h5", resolution=16, workers=1, skip_bad=True)
         assert (tmp_path / f"{images}.h5").read_bytes() == expected
 
@@ -116,6 +117,10 @@ def test_pages_arrive_whether_or_not_the_file_system_takes_them_directly(
             for first, count in ((position, size), (0, 8 * ALIGNMENT), (ALIGNMENT, 9 * ALIGNMENT), (3, 4096)):
                 assert target.crc32(count, first) == zlib.crc32(expected[first : first + count])
         target.close()
+        if refused == "write":  # a read alone is refused too
+            unread = DirectFile(path, fd, direct=True)
+            assert unread.crc32(ALIGNMENT, ALIGNMENT) == zlib.crc32(expected[ALIGNMENT : 2 * ALIGNMENT])
+            unread.close()
     assert path.read_bytes() == expected
 
 
@@ -148,11 +153,21 @@ def test_a_block_that_the_disk_changes_is_decoded_again(tmp_path: Path, monkeypa
             os.pwrite(self._fd, bytes([data[5] ^ 1]), position + 5)
 
     monkeypatch.setattr(DirectFile, "write", damage_the_second_block_once)
-    monkeypatch.setattr(worker_module, "_PIECE", 32 * 64 * 64 * 3)
+    monkeypatch.setattr(worker_module, "images_at_once", lambda size: (32, True))
     build(tmp_path / "s", tmp_path / "out.h5", resolution=64, resize="none", workers=1)
     assert len(decoded) == 5 + 2 and decoded[2:4] == decoded[5:]
     with TrainingFile(tmp_path / "out.h5") as out:
         np.testing.assert_array_equal(out.read(range(130)), [images[key] for key in sorted(images)])
+
+
+@pytest.mark.parametrize("resolution", [8, 32, 64, 96, 100, 112, 128, 224, 225, 256, 1024, 4096])
+def test_pieces_are_whole_pages_where_they_can_be(resolution: int) -> None:
+    size = resolution * resolution * 3
+    count, whole = images_at_once(size)
+    assert 1 <= count <= BLOCK_IMAGES and count * size <= max(2**20, size)
+    assert whole == (resolution not in (100, 225))
+    if whole:
+        assert count * size % ALIGNMENT == 0 and BLOCK_IMAGES % count * size % ALIGNMENT == 0
 
 
 def test_a_write_that_fails_is_said_even_if_it_was_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
