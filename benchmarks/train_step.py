@@ -13,7 +13,8 @@ Memory: each side in a process of its own, which takes a step (so that gradients
 holds, and takes two more; `step` is what these add to it at the most (Linux's VmHWM), `process` is the highest in all. malloc
 is told to give every large block back at once, so that the figures count what is alive, not what the heap keeps.
 
-Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-kept] [--reference-bf16] [--recompute] [--compile]
+Run: python benchmarks/train_step.py [CASE ...] [--repeats N] [--no-memory] [--reference-kept] [--reference-bf16] [--recompute]
+     [--compile]
 """
 
 import argparse
@@ -48,6 +49,7 @@ REFERENCE_KEPT = ("reference-kept",)
 REFERENCE_BF16 = ("reference-bf16",)
 RECOMPUTE = ("fp32-recompute", "bf16-recompute")
 COMPILE = ("fp32-compile", "bf16-compile")
+ALL_SIDES = (*SIDES, *REFERENCE_KEPT, *REFERENCE_BF16, *RECOMPUTE, *COMPILE)
 
 
 def _case(name: str) -> str:
@@ -111,7 +113,7 @@ def print_case(case: str, *, repeats: int, memory: bool, sides: tuple[str, ...],
     with FlopCounterMode(display=False) as counter:
         build(case, "reference")()
     flops = counter.get_total_flops()
-    seconds = take_turns_apart(__file__, {side: [case, "--serve", side] for side in sides}, repeats)
+    seconds = take_turns_apart(__file__, {side: [case, "--serve", side] for side in sides}, repeats, warmup=2)
     print(f"\n### {preset.removesuffix('.toml')}, width {channels}, batch {batch}")
     print(f"\n{flops / batch / 1e9:.2f} GFLOP an image and step, the reference's way\n")
     print("| side | ms a step | images/s | speed-up | MFU | step, MB | of reference's | process, MB | of reference's |")
@@ -140,9 +142,7 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true", help="also ours with gradient checkpointing")
     parser.add_argument("--compile", action="store_true", help="also ours through torch.compile, which takes minutes")
     for hidden in ("--memory-of", "--serve"):
-        parser.add_argument(
-            hidden, choices=(*SIDES, *REFERENCE_KEPT, *REFERENCE_BF16, *RECOMPUTE, *COMPILE), help=argparse.SUPPRESS
-        )
+        parser.add_argument(hidden, choices=ALL_SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         print_memory(build(options.cases[0], options.memory_of))
