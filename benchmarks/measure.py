@@ -76,8 +76,12 @@ def take_turns_apart(
 
 
 def serve(work: Callable[[], object]) -> None:
-    """Call the work at each line of the standard input, and print how long it took: the other end of `take_turns_apart`."""
+    """Call the work at each line of the standard input, and print how long it took: the other end of `take_turns_apart`.
+
+    A call that is not timed comes before, as a step of training follows another: meanwhile this process was idle.
+    """
     for _ in sys.stdin:
+        work()
         print(seconds(work), flush=True)
 
 

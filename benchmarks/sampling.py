@@ -32,7 +32,7 @@ from hamgan.sampling.draw import CHUNK
 from hamgan.sampling.store import SampleList, write_folder, write_npz
 from hamgan.training.config import load_config
 
-QUICK = ["--images", "1000", "--rounds", "3"]
+QUICK = ["--images", "1000", "--rounds", "2"]
 LARGE_BATCH = 64
 FEW = 1_000  # images of the memory measurement
 MEMORY = Path("/dev/shm")  # where a file costs next to nothing: what is left is hamgan's share

@@ -113,7 +113,7 @@ def print_case(case: str, *, repeats: int, memory: bool, sides: tuple[str, ...],
     with FlopCounterMode(display=False) as counter:
         build(case, "reference")()
     flops = counter.get_total_flops()
-    seconds = take_turns_apart(__file__, {side: [case, "--serve", side] for side in sides}, repeats, warmup=2)
+    seconds = take_turns_apart(__file__, {side: [case, "--serve", side] for side in sides}, repeats)
     print(f"\n### {preset.removesuffix('.toml')}, width {channels}, batch {batch}")
     print(f"\n{flops / batch / 1e9:.2f} GFLOP an image and step, the reference's way\n")
     print("| side | ms a step | images/s | speed-up | MFU | step, MB | of reference's | process, MB | of reference's |")
