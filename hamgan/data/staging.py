@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class Staging:
         self.direct = whole_pages and num_images * self._image_bytes >= _DIRECT_FROM
         self.blocks: dict[int, Block] = {}
         self._proved: set[int] = set()
-        self._proofs: dict[int, Future[bool]] = {}  # those that are not done, or found damage
+        self._proofs: dict[int, Future[bool]] = {}  # those that are not done
         self._prover = ThreadPoolExecutor(1)
         self._journal = os.open(self._journal_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._data = -1
@@ -111,14 +110,15 @@ class Staging:
         self.blocks[number] = block
         first = number * BLOCK_IMAGES * self._image_bytes
         start_writing(self._data, self.offset + first, self.images_in(number) * self._image_bytes)
-        proof = self._proofs[number] = self._prover.submit(self._is_damaged, number, block.crc32, self._num_images)
-        proof.add_done_callback(partial(self._note_proof, number))
+        proof = self._proofs[number] = self._prover.submit(self._prove, number, block.crc32)
+        proof.add_done_callback(lambda _: self._proofs.pop(number, None))
 
-    def _note_proof(self, number: int, proof: Future[bool]) -> None:
-        if proof.cancelled() or (proof.exception() is None and not proof.result()):
-            if not proof.cancelled():
-                self._proved.add(number)
-            self._proofs.pop(number, None)
+    def _prove(self, number: int, crc: int) -> bool:
+        # Noted before the result is there: whoever waits for that may then clear what is noted.
+        damaged = self._is_damaged(number, crc, self._num_images)
+        if not damaged:
+            self._proved.add(number)
+        return damaged
 
     def forget(self, number: int) -> None:
         """Note that a block has to be decoded again."""
