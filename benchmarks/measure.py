@@ -53,22 +53,22 @@ def take_turns_apart(
         repeats: Timed rounds.
         warmup: Rounds before them.
     """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with contextlib.ExitStack() as stack:
-        processes = {
-            name: stack.enter_context(subprocess.Popen([sys.executable, file, *arguments], **pipes))  # type: ignore[call-overload]
-            for name, arguments in sides.items()
-        }
+        processes = {}
+        for name, arguments in sides.items():
+            command = [sys.executable, file, *arguments]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+            processes[name] = stack.enter_context(process)
 
-        def ask(process: subprocess.Popen[str]) -> float:
+        def ask(name: str) -> float:
+            process = processes[name]
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write("\n")
-            answer = process.stdout.readline()
-            if not answer:
-                raise RuntimeError(f"{' '.join(map(str, process.args))} ended with {process.wait()}")  # type: ignore[arg-type]
+            if not (answer := process.stdout.readline()):
+                raise RuntimeError(f"the process of {name} ended with {process.wait()}")
             return float(answer)
 
-        rounds = [{name: ask(process) for name, process in processes.items()} for _ in range(warmup + repeats)]
+        rounds = [{name: ask(name) for name in processes} for _ in range(warmup + repeats)]
         for process in processes.values():
             assert process.stdin is not None
             process.stdin.close()
