@@ -23,7 +23,7 @@ help: ## list the targets
 
 setup: $(INSTALLED) ## make .venv and install everything into it
 
-$(INSTALLED): pyproject.toml setup.py hamgan/data/_resize.c hamgan/data/_jpeg.c hamgan/data/_huffman.h $(CONSTRAINTS)
+$(INSTALLED): pyproject.toml setup.py $(wildcard hamgan/*/_*.c hamgan/*/_*.h) $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("hamgan needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
@@ -62,4 +62,4 @@ notebooks: $(INSTALLED) ## run the notebooks (or those in ARGS) and keep their o
 	$(BIN)/python scripts/notebooks.py $(ARGS)
 
 clean: ## remove what setup and tests made; runs and data stay
-	rm -rf $(VENV) build *.egg-info hamgan/data/*.so .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build *.egg-info hamgan/*/_*.so .pytest_cache .ruff_cache .mypy_cache

@@ -6,12 +6,16 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            f"hamgan.data.{name}",
-            [f"hamgan/data/{name}.c"],
-            depends=[f"hamgan/data/{header}" for header in headers],
-            extra_compile_args=["-O3"],
+            f"hamgan.{package}.{name}",
+            [f"hamgan/{package}/{name}.c"],
+            depends=[f"hamgan/{package}/{header}" for header in headers],
+            extra_compile_args=["-O3", "-Wno-psabi"],
             optional=True,
         )
-        for name, headers in (("_resize", []), ("_jpeg", ["_huffman.h"]))
+        for package, name, headers in (
+            ("data", "_resize", []),
+            ("data", "_jpeg", ["_huffman.h"]),
+            ("nn", "_kernels", ["_kernels.h", "_nmf.h"]),
+        )
     ]
 )

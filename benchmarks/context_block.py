@@ -23,6 +23,7 @@ from reference import networks as plain
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hamgan.nn import kernel_library
 from hamgan.nn.attention import SelfAttention
 from hamgan.nn.hamburger import Hamburger, HamburgerConfig
 from hamgan.nn.spectral_norm import SpectralNormConfig
@@ -79,7 +80,7 @@ def multiply_adds(name: str, side: int) -> float:
     """Count an image's forward pass."""
     channels, _, _ = MAPS[side]
     counted = "attention, plain products" if name.startswith("attention") else name
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with kernel_library.switched_off(), FlopCounterMode(display=False) as counter, torch.no_grad():
         BLOCKS[counted](side)(torch.randn(1, channels, side, side))
     return counter.get_total_flops() / 2
 

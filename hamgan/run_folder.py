@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from hamgan import __version__, checkpoint
 from hamgan import config as configuration
+from hamgan.nn import kernel_library
 
 C = TypeVar("C")
 
@@ -243,6 +244,7 @@ def _environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels": kernel_library.instructions(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "command": sys.argv,
     }

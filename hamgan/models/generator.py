@@ -5,7 +5,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hamgan.models.arch import generator_plan
@@ -158,4 +157,4 @@ class Generator(nn.Module):
             h = recomputed(block, h, condition) if self.recompute and self.training else block(h, condition)
             if not isinstance(context, nn.Identity):
                 h = context(h, condition, bases)
-        return torch.tanh(self.output_conv(F.relu(self.output_norm(h), inplace=True)))
+        return torch.tanh(self.output_conv(self.output_norm(h, relu=True)))

@@ -9,7 +9,7 @@ from hamgan.nn.attention import SelfAttention
 from hamgan.nn.hamburger import Hamburger, HamburgerConfig
 from hamgan.nn.norm import ConditionalNormFactory
 from hamgan.nn.precision import compute_dtype
-from hamgan.nn.resample import downsample
+from hamgan.nn.resample import add_upsampled, downsample, relu_and_downsample
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
 
 ContextKind = Literal["ham", "attention", "none"]
@@ -40,9 +40,9 @@ class GBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Double the resolution: (B, in_channels, H, W) under the condition c -> (B, out_channels, 2H, 2W)."""
-        h = self.conv1.upsampled(F.relu(self.norm1(x, c), inplace=True))
-        h = self.conv2(F.relu(self.norm2(h, c), inplace=True))
-        return h.add_(self.shortcut.upsampled(x))
+        h = self.conv1.upsampled(self.norm1(x, c, relu=True))
+        h = self.conv2(self.norm2(h, c, relu=True))
+        return add_upsampled(h, self.shortcut(x))  # a pointwise map and upsampling commute
 
 
 class DBlock(nn.Module):
@@ -81,10 +81,13 @@ class DBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W'), H' = H / 2 where downsampling."""
         x = x.to(compute_dtype(x))
-        h = F.relu(self.conv1(F.relu(x) if self.preactivation else x), inplace=True)
-        h = self.conv2.downsampled(h) if self.downsampling else self.conv2(h)
         # Pooling first is exact: a pointwise map and an average commute, in either block order of the public codes.
-        shortcut = downsample(x) if self.downsampling else x
+        if self.preactivation and self.downsampling:
+            h, shortcut = relu_and_downsample(x)
+        else:
+            h, shortcut = F.relu(x) if self.preactivation else x, downsample(x) if self.downsampling else x
+        h = self.conv1(h, relu=True)
+        h = self.conv2.downsampled(h) if self.downsampling else self.conv2(h)
         return h.add_(shortcut if self.shortcut is None else self.shortcut(shortcut))
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from hamgan.nn import kernels
 from hamgan.nn.counter_random import uniform
 from hamgan.nn.precision import float32_island
 
@@ -122,13 +123,18 @@ class MatrixDecomposition(nn.Module, ABC):
             ValueError: If shapes disagree.
         """
         with float32_island(x.device):
-            wide = x if x.dtype == torch.float64 else x.float()
+            wide = self._widened(x, self.rank if bases is None or bases.dim() == 1 else bases.shape[2])
             return self._reconstruct(x, wide, *self._find(wide, bases))
 
     def decompose(self, x: Tensor, bases: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (bases (B, D, R), coef (B, N, R)) of float32 columns x (B, D, N); arguments as in `forward`."""
+        """Return (bases (B, D, R), coef (B, N, R)) of columns x (B, D, N), in float32; arguments as in `forward`."""
+        x = x.to(_step_dtype(x))
         found, coef = self._find(x, bases)
         return found, self.last_coef(x, found, coef)
+
+    def _widened(self, x: Tensor, rank: int) -> Tensor:
+        """Return x in the dtype that the steps are taken in, with so many bases."""
+        return x.to(_step_dtype(x))
 
     def _find(self, x: Tensor, bases: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return what the K steps find: the bases, and the codes before their last update."""
@@ -166,10 +172,10 @@ class MatrixDecomposition(nn.Module, ABC):
                 bases = self.draw_bases((batch, dim, self.rank), None, x.device)
             else:
                 bases = self._keyed_bases(keys, batch, dim)
-            bases = bases.to(x.dtype)
+            bases = bases.to(_step_dtype(x))
             return F.normalize(bases, dim=1) if self.normalize_bases else bases
         stored = self._seeded_bases(dim).to(x.device) if self.bases is None else self.bases
-        stored = stored.to(x.dtype)
+        stored = stored.to(_step_dtype(x))
         if stored.shape[0] == batch:
             return stored
         if batch % stored.shape[0]:
@@ -190,7 +196,7 @@ class MatrixDecomposition(nn.Module, ABC):
             raise ValueError(
                 f"bases have shape {tuple(bases.shape)}; x {tuple(x.shape)} needs ({batch} or 1, {dim}, R)"
             )
-        bases = bases.to(x.dtype).expand(batch, -1, -1)
+        bases = bases.to(_step_dtype(x)).expand(batch, -1, -1)
         return bases if isinstance(self, NMF) else F.normalize(bases, dim=1)
 
     @torch.no_grad()
@@ -234,9 +240,17 @@ class NMF(MatrixDecomposition):
         gram = torch.bmm(bases.transpose(1, 2), bases)
         return coef / (torch.bmm(coef, gram) + EPS) * torch.bmm(x.transpose(1, 2), bases)
 
+    def _widened(self, x: Tensor, rank: int) -> Tensor:
+        if self.gradient == "one_step" and kernels.takes_columns(x, rank):
+            return x  # widened as it is read
+        return super()._widened(x, rank)
+
     def _iterate(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
             return super()._iterate(x, bases)
+        if kernels.takes_columns(x, bases.shape[2]):
+            steps = self.train_steps if self.training else self.eval_steps
+            return kernels.nmf(x, bases, steps, inv_t=self.inv_t, eps=EPS)
         # The same steps without a temporary larger than the codes.
         pixels = x.transpose(1, 2)
         products = torch.bmm(pixels, bases)
@@ -253,6 +267,8 @@ class NMF(MatrixDecomposition):
     def _reconstruct(self, x: Tensor, wide: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
         if self.gradient == "unrolled":
             return super()._reconstruct(x, wide, bases, coef)
+        if kernels.takes_columns(x, bases.shape[2]):
+            return cast(Tensor, _ProjectionInKernels.apply(x, bases, coef, None))
         gram = torch.bmm(bases.transpose(1, 2), bases)
         scale = coef / torch.bmm(coef, gram).add_(EPS)
         return _rescaled_projection(x, bases.to(x.dtype), scale.to(x.dtype))
@@ -336,6 +352,23 @@ class _RescaledProjection(torch.autograd.Function):
         return _rescaled_projection(gradient, *ctx.saved_tensors), None, None
 
 
+class _ProjectionInKernels(torch.autograd.Function):
+    """`_RescaledProjection` with the scale's computation, compiled; the scale is handed on to the gradient's own pass."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, bases: Tensor, coef: Tensor | None, scale: Tensor | None) -> Tensor:
+        out, scale = kernels.nmf_project(x, bases, coef=coef, scale=scale, eps=EPS)
+        ctx.save_for_backward(bases, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        bases, scale = ctx.saved_tensors
+        if not kernels.takes_columns(gradient, bases.shape[2]):
+            gradient = gradient.transpose(1, 2).contiguous().transpose(1, 2)
+        return cast(Tensor, _ProjectionInKernels.apply(gradient, bases, None, scale)), None, None, None
+
+
 def _rescaled_projection(x: Tensor, bases: Tensor, scale: Tensor) -> Tensor:
     return cast(Tensor, _RescaledProjection.apply(x, bases, scale))
 
@@ -345,6 +378,10 @@ def _product(bases: Tensor, coef: Tensor, like: Tensor) -> Tensor:
     if like.stride(1) == 1:
         return torch.bmm(coef, bases.transpose(1, 2)).transpose(1, 2)
     return torch.bmm(bases, coef.transpose(1, 2))
+
+
+def _step_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _unit_sum_over_pixels(coef: Tensor) -> Tensor:

@@ -167,9 +167,7 @@ class Hamburger(nn.Module):
         h = self.reconstruct(self.columns_of(x), bases)
         if self.cheese is not None:
             h = self.cheese(h)
-            if self.cheese_norm is not None:
-                h = self.cheese_norm(h, c)
-            h = F.relu(h)
+            h = F.relu(h) if self.cheese_norm is None else self.cheese_norm(h, c, relu=True)
         return h
 
     def columns_of(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Batch statistics over the processes of a run, as one differentiable operation.
 
 Each process sends its channels' means and variances once forward and two sums a channel once backward; the map itself is read
-by the same fused kernels that a lone process uses.
+by the same fused kernels that a lone process uses: torch's here, the compiled ones in norm.py.
 """
 
 from typing import Any
@@ -30,15 +30,22 @@ def standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
     return y, mean, var, x.numel() // x.shape[1] * torch_dist.get_world_size()
 
 
+def join_moments(moments: Tensor) -> Tensor:
+    """Return mean and biased variance over all processes from each one's, (2, C), of equally many values.
+
+    Source: Chan et al. 1979, without cancellation.
+    """
+    means, variances = torch.stack(gather(moments), 1)
+    mean = means.mean(0)
+    return torch.stack([mean, variances.mean(0) + (means - mean).square().mean(0)])
+
+
 class _Standardize(torch.autograd.Function):
-    """Source: Ioffe & Szegedy 2015 for the gradient; Chan et al. 1979 for joining variances without cancellation."""
+    """Source: Ioffe & Szegedy 2015 for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        local = torch.stack(_local_statistics(x))
-        means, variances = torch.stack(gather(local), 1)
-        mean = means.mean(0)
-        var = variances.mean(0) + (means - mean).square().mean(0)
+        mean, var = join_moments(torch.stack(_local_statistics(x)))
         ctx.save_for_backward(x, mean, var)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var)
@@ -54,9 +61,9 @@ class _Standardize(torch.autograd.Function):
         dx, sum_y, sum_1 = torch.ops.aten.native_batch_norm_backward(
             grad, x, torch.ones_like(mean), None, None, mean, scale, True, ctx.eps, [True, True, True]
         )
-        sums = torch.stack([sum_y, sum_1])
+        sums = torch.stack([sum_1, sum_y])  # in the order of kernels.norm_gradient_sums: another process may use those
         parts = gather(sums)
-        off_y, off_1 = (sums - torch.stack(parts).mean(0)) * (scale * x.shape[1] / x.numel())
+        off_1, off_y = (sums - torch.stack(parts).mean(0)) * (scale * x.shape[1] / x.numel())
         return dx.add_(F.batch_norm(x, mean, var, off_y, off_1, training=False, eps=ctx.eps)), None
 
 

@@ -14,64 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hamgan.nn.precision import compute_dtype
+from hamgan.nn import kernels
+from hamgan.nn.convolution import conv2d
 
 SMALL_MAP = 4
-
-
-def conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0, transposed: bool = False
-) -> Tensor:
-    """Convolve as torch does, but take the bias's gradient as a sum of its own.
-
-    oneDNN joins it to the weight's gradient, which is slower than the two apart, most of all for transposed convolutions in
-    bfloat16.
-
-    Args:
-        x: Features, (B, c_in, H, W); cast to autocast's dtype where autocast is on.
-        weight: Kernel, (c_out, c_in, k, k), transposed: (c_in, c_out, k, k); cast likewise.
-        bias: (c_out,) or None.
-        stride: In pixels.
-        padding: In pixels, on all sides.
-        transposed: Whether this is a transposed convolution.
-    """
-    dtype = compute_dtype(x)
-    x, weight = x.to(dtype), weight.to(dtype)
-    if torch.compiler.is_compiling():
-        return _convolution(x, weight, bias, stride, padding, transposed)
-    return cast(Tensor, _Conv2d.apply(x, weight, bias, stride, padding, transposed))
-
-
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool) -> Tensor:
-    bias = None if bias is None else bias.to(x.dtype)
-    return torch.convolution(x, weight, bias, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
-
-
-class _Conv2d(torch.autograd.Function):
-    """Differentiable any number of times: its backward pass is made of differentiable operations."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.geometry = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
-        return _convolution(x, weight, bias, stride, padding, transposed)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = gradients
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_x = grad_weight = None
-        if needs_x or needs_weight:
-            grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, *ctx.geometry, [needs_x, needs_weight, False]
-            )
-        # Summed in float32 and rounded once; asked for a float32 result, sum would first copy the whole map.
-        grad_bias = grad.sum((0, 2, 3)).to(ctx.bias_dtype) if needs_bias else None
-        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -115,9 +61,61 @@ def upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+def add_upsampled(h: Tensor, low: Tensor) -> Tensor:
+    """Return h + upsample(low), written over h: (B, C, 2H, 2W) and (B, C, H, W), of one dtype."""
+    alike = h.dtype == low.dtype and h.shape == (*low.shape[:2], 2 * low.shape[2], 2 * low.shape[3])
+    if alike and kernels.takes_pooling(h) and kernels.takes_pixels(low):
+        return cast(Tensor, _AddUpsampled.apply(h, low))
+    return h.add_(upsample(low))
+
+
+class _AddUpsampled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, low: Tensor) -> Tensor:
+        ctx.mark_dirty(h)
+        return kernels.unpool(low, 1.0, h, in_place=True)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = gradients
+        if torch.is_grad_enabled() or not kernels.takes_pooling(grad):
+            return grad, 4 * F.avg_pool2d(grad, 2)
+        return grad, kernels.pool(grad, 1.0)[0]
+
+
 def downsample(x: Tensor) -> Tensor:
     """Average every 2x2 pixels of (B, C, H, W)."""
+    if kernels.takes_pooling(x):
+        return cast(Tensor, _Downsample.apply(x, False)[0])
     return F.avg_pool2d(x, 2)
+
+
+def relu_and_downsample(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positive part of (B, C, H, W) and the average of every 2x2 of its pixels, from one pass over it."""
+    if kernels.takes_pooling(x):
+        pooled, positive = _Downsample.apply(x, True)
+        return positive, pooled
+    return F.relu(x), F.avg_pool2d(x, 2)
+
+
+class _Downsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, relu: bool) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x if relu else None)
+        return kernels.pool(x, 0.25, relu=relu)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        grad, grad_positive = gradients
+        assert grad is not None
+        (x,) = ctx.saved_tensors
+        maps = [grad] if grad_positive is None else [grad, grad_positive]
+        if torch.is_grad_enabled() or not all(kernels.takes_pixels(one) for one in maps):
+            found = upsample(grad) / 4
+            if grad_positive is not None:
+                found = found + torch.ops.aten.threshold_backward(grad_positive, x, 0)
+            return found, None
+        return kernels.unpool(grad, 0.25, grad_positive, x), None
 
 
 def _sum_neighbouring_taps(weight: Tensor, *, flipped: bool = False, scale: float = 1.0) -> Tensor:

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hamgan.nn import kernels
+from hamgan.nn.convolution import conv2d
 from hamgan.nn.precision import compute_dtype, float32_island
 from hamgan.nn.recompute import is_repeating
-from hamgan.nn.resample import conv2d, conv2d_downsample, upsample_conv2d
+from hamgan.nn.resample import conv2d_downsample, upsample_conv2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.config = config
         self.held = False
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | Tensor | None = None
         num_out, num_in = weight.shape[0], weight[0].numel()
         length = num_out if config.side == "output" else num_in
         self.register_buffer("u", F.normalize(torch.randn(length), dim=0))
@@ -67,12 +69,30 @@ class SpectralNorm(nn.Module):
         dtype = dtype or weight.dtype
         if self.config.mode == "none":
             return weight.to(dtype)
+        smallest = 1.0 if self.config.mode == "inequality" else 0.0
+        if kernels.takes_weight(weight, self.u, dtype, on_rows=self.config.side == "output"):
+            return self._through_kernels(weight, smallest, dtype)
         with float32_island(weight.device):
             u, v, sigma = self._iterate(weight.detach())
-            smallest = 1.0 if self.config.mode == "inequality" else 0.0
             if torch.compiler.is_compiling():
                 return divide_by_sigma(weight, u, v, smallest).to(dtype)
             return cast(Tensor, _DivideBySigma.apply(weight, u, v, sigma, smallest, dtype))
+
+    def _through_kernels(self, weight: Tensor, smallest: float, dtype: torch.dtype) -> Tensor:
+        """As `_iterate` and the division after it, in one call."""
+        if self.training and is_repeating():
+            assert isinstance(self._last, Tensor)
+            found, advance = self._last, 3
+        else:
+            found = weight.new_empty(weight.shape[0] + weight[0].numel() + 2)
+            advance = 1 if not self.training else 0 if self.held else 2
+        if self.training:
+            self._last = found
+        on_rows = self.config.side == "output"
+        return cast(
+            Tensor,
+            _DivideInKernels.apply(weight, self.u, found, on_rows, advance, self.config.eps, smallest, dtype),
+        )
 
     @torch.no_grad()
     def _iterate(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +103,7 @@ class SpectralNorm(nn.Module):
             anyway: a vector of unit length times what it was scaled from.
         """
         if self.training and is_repeating():
-            assert self._last is not None
+            assert isinstance(self._last, tuple)
             return self._last
         matrix = matrix_of(weight)
         output_side = self.config.side == "output"
@@ -175,6 +195,40 @@ class _DivideBySigma(torch.autograd.Function):
         return found.view(weight.shape), None, None, None, None, None
 
 
+class _DivideInKernels(torch.autograd.Function):
+    """A power iteration and `_DivideBySigma`, both compiled; `found` is what kernels.spectral_norm leaves."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        u: Tensor,
+        found: Tensor,
+        on_rows: bool,
+        advance: int,
+        eps: float,
+        smallest: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, found)
+        ctx.smallest = smallest
+        return kernels.spectral_norm(
+            weight, u, found, on_rows=on_rows, advance=advance, eps=eps, smallest=smallest, dtype=dtype
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, found = ctx.saved_tensors
+        (grad,) = gradients
+        if torch.is_grad_enabled():  # as in _DivideBySigma
+            u, v = found[: weight.shape[0]], found[weight.shape[0] : -2]
+            out = divide_by_sigma(weight, u, v, ctx.smallest)
+            (result,) = torch.autograd.grad(out, weight, grad.to(weight.dtype), create_graph=True)
+        else:
+            result = kernels.spectral_norm_gradient(grad, weight, found, ctx.smallest)
+        return result, None, None, None, None, None, None, None
+
+
 class SNConv2d(nn.Conv2d):
     """A convolution of stride 1 and same padding whose weight is spectrally normalised.
 
@@ -202,9 +256,9 @@ class SNConv2d(nn.Conv2d):
         """Return the weight that the convolution uses, (c_out, c_in, k, k), in autocast's dtype where autocast is on."""
         return self.spectral_norm(self.weight, compute_dtype(self.weight))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, c_in, H, W) to (B, c_out, H, W)."""
-        return conv2d(x, self.normalized_weight(), self.bias, padding=self.kernel_size[0] // 2)
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """Convolve (B, c_in, H, W) to (B, c_out, H, W), and take the positive part where so asked."""
+        return conv2d(x, self.normalized_weight(), self.bias, padding=self.kernel_size[0] // 2, relu=relu)
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return `scale * self(x)`, (B, c_out, H, W), of a scalar: it scales the weight, which spares a pass over the map."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from hamgan.device import keep_memory, resolve_autocast, resolve_device
+from hamgan.nn import kernel_library
 from hamgan.training.config import TrainConfig, parse_duration
 from hamgan.training.estimate import Estimate, estimate
 from hamgan.training.trial import trial_step
@@ -169,7 +170,9 @@ def describe(config: TrainConfig, found: Plan) -> str:
     counts, speed, bf16 = found.counts, found.speed, found.precision == "bf16"
     share = config.batch_size // found.processes
     memory = counts.memory_bytes(found.fitting or 1, bf16=bf16) / 1e9
-    threads = f", {torch.get_num_threads()} threads" if found.device == "cpu" else ""
+    threads = (
+        f", {torch.get_num_threads()} threads, kernels {kernel_library.instructions()}" if found.device == "cpu" else ""
+    )
     lines = [
         f"device       {found.device}{threads}, {found.precision}, {found.free_bytes / 1e9:.1f} GB a process",
         f"parameters   G {counts.g_parameters:,}, D {counts.d_parameters:,}",

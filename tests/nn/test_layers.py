@@ -12,9 +12,10 @@ from torch import Tensor
 from hamgan.nn import tiles
 from hamgan.nn.attention import SelfAttention, attend, attend_plainly
 from hamgan.nn.blocks import DBlock, GBlock
+from hamgan.nn.convolution import conv2d
 from hamgan.nn.hamburger import Hamburger, HamburgerConfig
 from hamgan.nn.norm import BatchNorm, ConditionalBatchNorm
-from hamgan.nn.resample import conv2d, conv2d_downsample, upsample_conv2d
+from hamgan.nn.resample import conv2d_downsample, upsample_conv2d
 from hamgan.nn.second_order import differentiable_once
 from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNormConfig, spectral_sigmas
 

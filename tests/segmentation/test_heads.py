@@ -125,7 +125,8 @@ def test_one_step_and_unrolled_gradients_differ_and_outputs_do_not() -> None:
     gradients = []
     for model in (unrolled, one_step):
         logits = model(images)
-        assert torch.equal(logits, unrolled(images))
+        # To rounding: steps that are not differentiated may be taken by compiled code, which sums in another order.
+        torch.testing.assert_close(logits, unrolled(images), rtol=1e-5, atol=1e-6)
         gradients.append(torch.autograd.grad(logits.square().sum(), model.head.squeeze.conv.weight)[0])
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-3)
 

@@ -1,0 +1,110 @@
+"""The library of the compiled kernels: whether it is there, whose threads it has, and what may be given to it.
+
+It is optional: `_kernels.c` is compiled when hamgan is installed if there is a compiler, for x86-64 with AVX2 or AVX-512. The
+environment variable HAMGAN_KERNELS=0 leaves it out.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_VERSION = 1  # of the C functions' arguments
+_P, _L, _I, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_MAP = (_I, _L, _L, _L)  # whether bfloat16, and three sizes
+_FUNCTIONS = {
+    "hamgan_spectral_norm": (None, [_P, _L, _L, _L, _P, _I, _I, _F, _F, _P, _P, _I, _I]),
+    "hamgan_spectral_norm_gradient": (_I, [_P, _I, _P, _L, _L, _F, _P, _P, _I]),
+    "hamgan_pool": (None, [_P, *_MAP, _F, _P, _P, _I]),
+    "hamgan_unpool": (None, [_P, *_MAP, _F, _P, _P, _P, _I]),
+    "hamgan_channel_sums": (_I, [_P, _I, _P, _L, _L, _P, _P, _I]),
+    "hamgan_nmf": (_I, [_P, *_MAP, _L, _L, _P, _P, _I, _F, _F, _I]),
+    "hamgan_nmf_project": (_I, [_P, *_MAP, _L, _L, _P, _P, _P, _F, _P, _I]),
+    "hamgan_norm_moments": (_I, [_P, *_MAP, _P, _P, _P, _P, _F, _I]),
+    "hamgan_norm_apply": (None, [_P, *_MAP, _P, _P, _F, _P, _P, _I, _I, _P, _P, _I]),
+    "hamgan_norm_gradient_sums": (_I, [_P, _P, *_MAP, _P, _P, _F, _P, _I, _I, _P, _P, _P, _P, _I]),
+    "hamgan_norm_gradient": (_I, [_P, _P, *_MAP, _P, _P, _F, _I, _I, _P, _P, ctypes.c_double, _P, _I]),
+}
+_switched_off = False
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Load what was compiled when hamgan was installed; None if nothing was, from other sources, or for other processors."""
+    if os.environ.get("HAMGAN_KERNELS") == "0":
+        return None
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name("_kernels" + suffix)
+        if path.exists() and (found := load(path)) is not None:
+            return found
+    return None
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """Load a compiled `_kernels.c`; None if it is of another machine or version, or cannot have torch's threads."""
+    try:
+        found = ctypes.CDLL(str(path))
+        if found.hamgan_kernels_version() != _VERSION or found.hamgan_kernels_level() == 0:
+            return None
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+        return found if _share_threads(found) else None
+    except (OSError, AttributeError):
+        return None
+
+
+def _share_threads(kernels: ctypes.CDLL) -> bool:
+    """Give the kernels torch's own OpenMP threads; say whether its library can be asked for them."""
+    try:
+        # A symbol is looked for in a library and then in all that it was linked with.
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        names = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+        functions = [ctypes.cast(getattr(torch_cpu, name), _P) for name in names]
+    except (OSError, AttributeError):
+        return False
+    kernels.hamgan_kernels_threads(*functions)
+    return True
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Take torch's operations within the context."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+def usable(tensor: Tensor) -> bool:
+    """Say whether the kernels can be given a tensor's memory."""
+    # A subclass may have none (torch's fake tensors), nor may those of torch.func; a trace would not see the calls.
+    return (
+        tensor.device.type == "cpu"
+        and not _switched_off
+        and not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.jit.is_tracing()
+        and library() is not None
+    )
+
+
+@lru_cache(maxsize=1)
+def level() -> int:
+    """Return which instructions there are: 0 too few, 1 AVX2, 2 AVX-512."""
+    kernels = library()
+    return 0 if kernels is None else int(kernels.hamgan_kernels_level())
+
+
+def instructions() -> str:
+    """Return which instructions the kernels use here: `avx512`, `avx2`, or `none` where torch's operations are used."""
+    return ("none", "avx2", "avx512")[level()]
