@@ -1,7 +1,8 @@
 """Where the reference vectors are, and small networks that every package's tests share."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from hamgan.data.build import build
 from hamgan.models.discriminator import DiscriminatorConfig
 from hamgan.models.generator import GeneratorConfig
+from hamgan.nn import kernel_library
 from hamgan.nn.hamburger import HamburgerConfig
 
 HERE = Path(__file__).parent
@@ -32,6 +34,13 @@ def reference() -> Callable[[str], Path]:
         pytest.skip(f"reference vectors {name} are larger than a repository should hold; see tests/reference/README.md")
 
     return find
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def with_and_without_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test with the compiled kernels, where there are any, and without."""
+    with contextlib.nullcontext() if request.param == "kernels" else kernel_library.switched_off():
+        yield
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

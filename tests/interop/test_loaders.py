@@ -17,6 +17,7 @@ from hamgan.nn.hamburger import Hamburger
 Find = Callable[[str], Path]
 
 
+@pytest.mark.usefixtures("with_and_without_kernels")
 @pytest.mark.parametrize("size", ["32", "128"])
 def test_biggan_pytorch_draws_and_judges_the_same(reference: Find, size: str) -> None:
     folder = reference(f"biggan_pytorch_{size}/io.npz").parent
@@ -28,6 +29,7 @@ def test_biggan_pytorch_draws_and_judges_the_same(reference: Find, size: str) ->
         assert relative_error(D(io["images"], io["labels"]), io["d_logits"]) < 1e-5
 
 
+@pytest.mark.usefixtures("with_and_without_kernels")
 def test_the_official_hamgan_draws_and_judges_the_same(reference: Find) -> None:
     path = reference("tf_hamgan/tf_vars.npz")
     io = load_arrays(path.parent / "io.npz")
