@@ -1,6 +1,7 @@
 """A run in this process: exact resume, damaged and foreign files, and everything that does not fit."""
 
 import json
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from PIL import Image
 
 from hamgan import checkpoint, snapshot
 from hamgan.data.build import build
+from hamgan.nn import kernel_library
 from hamgan.training.config import DataConfig, QuickEvalConfig, TrainConfig
 from hamgan.training.loop import train
 from hamgan.training.run_folder import GanRunFolder
@@ -30,7 +32,9 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(config: TrainConfi
     assert losses(whole) == losses(resumed) and [row[0] for row in losses(resumed)] == [1, 2, 3, 4, 5, 6]
     grids = [(run / "samples" / "00000006.png").read_bytes() for run in (whole, resumed)]
     assert grids[0] == grids[1]
-    assert (whole / "samples" / "real.png").is_file() and (whole / "environment.json").is_file()
+    assert (whole / "samples" / "real.png").is_file()
+    environment = json.loads((whole / "environment.json").read_text())
+    assert environment["kernels"] == kernel_library.instructions() and environment["torch"] == torch.__version__
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_touched(
@@ -123,6 +127,16 @@ def test_a_few_faults_of_each_kind_are_survived() -> None:
     assert len(rows) == 13
     for name, tried, *survived in rows:
         assert tried.startswith("not tried") or (int(tried) >= 1 and survived == [tried]), name
+
+
+def test_without_compiled_kernels_a_run_says_what_they_would_bring(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(config, duration="1 steps", anneal=0.0)
+    for instructions, wanted in (("none", platform.machine() in ("x86_64", "AMD64")), ("avx2", False)):
+        monkeypatch.setattr(kernel_library, "instructions", lambda text=instructions: text)
+        train(short, preset=instructions, root=tmp_path)
+        assert ("installed with a C compiler" in capsys.readouterr().out) == wanted
 
 
 def test_a_finished_run_says_so_and_a_longer_one_goes_on(
