@@ -106,7 +106,7 @@ static void take_part(void *data) {
 
 /* Do parts from 0 to `count`, cut at multiples of `grain`, which read `numbers` numbers in all. */
 static void in_parts(void (*part)(const void *, long, long), const void *job, long count, long grain, long numbers,
-                   int threads) {
+                     int threads) {
     struct work work = {part, job, count, grain};
     if (threads > 1 && omp_parallel && numbers > 2 * CHUNK) omp_parallel(take_part, &work, threads, 0);
     else part(job, 0, count);
@@ -207,9 +207,7 @@ static void inner_part(const void *data, long from, long to) {
     const struct inner *job = data;
     for (long chunk = from; chunk < to; chunk++) {
         const long begin = chunk * CHUNK, end = begin + CHUNK < job->numbers ? begin + CHUNK : job->numbers;
-        if (wide && hamgan_kernels_level() == 2)
-            job->parts[chunk] = inner_wide(job->grad, job->half, job->weight, begin, end);
-        else job->parts[chunk] = inner_narrow(job->grad, job->half, job->weight, begin, end);
+        DO(inner, job->grad, job->half, job->weight, begin, end, job->parts + chunk);
     }
 }
 

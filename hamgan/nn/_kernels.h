@@ -127,8 +127,8 @@ INLINE float NAME(inner_as)(const void *a, const float *b, long from, long to, c
     return sum;
 }
 
-static float NAME(inner)(const void *a, int half, const float *b, long from, long to) {
-    return half ? NAME(inner_as)(a, b, from, to, 1) : NAME(inner_as)(a, b, from, to, 0);
+static void NAME(inner)(const void *a, int half, const float *b, long from, long to, double *out) {
+    *out = half ? NAME(inner_as)(a, b, from, to, 1) : NAME(inner_as)(a, b, from, to, 0);
 }
 
 /* out = grad * by + u v' over some rows. */

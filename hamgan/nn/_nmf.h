@@ -21,41 +21,21 @@ INLINE V load(const float *p) {
 
 INLINE void store(float *p, V x) { memcpy(p, &x, sizeof x); }
 
-/* Rows of a product: out[i] = sum over k of a[i][k] * b[k], for `rows` rows and `vectors` vectors a row, both constant. */
-INLINE void rows_tile(const float *a, long stride, long depth, const float *b, float *out, const int rows,
-                      const int vectors) {
+/* Rows of a product, out[i] = sum over k of a[i * down + k * along] * b[k], added to what is there where so asked; the
+   number of rows and the vectors of each are constant. */
+INLINE void tile(const float *a, long down, long along, long depth, const float *b, float *out, const int add,
+                 const int rows, const int vectors) {
     V sum[24];
     const V zero = {0};
 #pragma GCC unroll 24
-    for (int i = 0; i < rows * vectors; i++) sum[i] = zero;
+    for (int i = 0; i < rows * vectors; i++) sum[i] = add ? load(out + i * LANES) : zero;
     for (long k = 0; k < depth; k++) {
         V right[MOST_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) right[v] = load(b + (k * vectors + v) * LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            const float left = a[i * stride + k];
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sum[i * vectors + v] += left * right[v];
-        }
-    }
-#pragma GCC unroll 24
-    for (int i = 0; i < rows * vectors; i++) store(out + i * LANES, sum[i]);
-}
-
-/* Rows of a product with a transposed: out[i] += sum over n of a[n][i] * b[n]. */
-INLINE void columns_tile(const float *a, long stride, long depth, const float *b, float *out, const int rows,
-                         const int vectors) {
-    V sum[24];
-#pragma GCC unroll 24
-    for (int i = 0; i < rows * vectors; i++) sum[i] = load(out + i * LANES);
-    for (long n = 0; n < depth; n++) {
-        V right[MOST_VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) right[v] = load(b + (n * vectors + v) * LANES);
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            const float left = a[n * stride + i];
+            const float left = a[i * down + k * along];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) sum[i * vectors + v] += left * right[v];
         }
@@ -67,21 +47,33 @@ INLINE void columns_tile(const float *a, long stride, long depth, const float *b
 /* So many rows a tile that the sums fill the registers. */
 #define TILE_OF(vectors) ((vectors) == 1 ? 16 : (vectors) == 2 ? 8 : (vectors) == 3 ? 6 : 4)
 
-INLINE void rows_of(const float *a, long stride, long rows, long depth, const float *b, float *out, const int vectors) {
-    const int tile = TILE_OF(vectors);
+INLINE void tiles(const float *a, long down, long along, long rows, long depth, const float *b, float *out,
+                  const int add, const int vectors) {
+    const int most = TILE_OF(vectors);
     long i = 0;
-    for (; i + tile <= rows; i += tile)
-        rows_tile(a + i * stride, stride, depth, b, out + i * vectors * LANES, tile, vectors);
-    for (; i < rows; i++) rows_tile(a + i * stride, stride, depth, b, out + i * vectors * LANES, 1, vectors);
+    for (; i + most <= rows; i += most)
+        tile(a + i * down, down, along, depth, b, out + i * vectors * LANES, add, most, vectors);
+    for (; i < rows; i++) tile(a + i * down, down, along, depth, b, out + i * vectors * LANES, add, 1, vectors);
 }
 
+/* out = a b, where a has rows of `stride` numbers. */
+INLINE void rows_of(const float *a, long stride, long rows, long depth, const float *b, float *out, const int vectors) {
+    tiles(a, stride, 1, rows, depth, b, out, 0, vectors);
+}
+
+/* out += a^T b, likewise. */
 INLINE void columns_of(const float *a, long stride, long columns, long depth, const float *b, float *out,
                        const int vectors) {
-    const int tile = TILE_OF(vectors);
+    tiles(a, 1, stride, columns, depth, b, out, 1, vectors);
+}
+
+/* The numbers of x from `at` on in float32: where they lie, or converted. */
+INLINE const float *in_float(const void *x, int half, long at, long count, float *converted) {
+    if (!half) return (const float *)x + at;
     long i = 0;
-    for (; i + tile <= columns; i += tile)
-        columns_tile(a + i, stride, depth, b, out + i * vectors * LANES, tile, vectors);
-    for (; i < columns; i++) columns_tile(a + i, stride, depth, b, out + i * vectors * LANES, 1, vectors);
+    for (; i + LANES <= count; i += LANES) store(converted + i, load_wide(x, at + i, 1));
+    for (; i < count; i++) converted[i] = load_one_wide(x, at + i, 1);
+    return converted;
 }
 
 /* e^x of x <= 0, to 2 units in the last place; 0 where that is below the smallest normal number. */
@@ -137,13 +129,7 @@ INLINE void nmf_pixels(const struct nmf *job, long sample, long piece, float *co
     const long at_once = CONVERTED / channels > 0 ? CONVERTED / channels : 1;
     for (long from = begin; from < end; from += at_once) {
         const long count = from + at_once < end ? at_once : end - from, at = sample * job->stride + from * channels;
-        const float *x = (const float *)job->x + at;
-        if (job->half) {
-            long i = 0;
-            for (; i + LANES <= count * channels; i += LANES) store(converted + i, load_wide(job->x, at + i, 1));
-            for (; i < count * channels; i++) converted[i] = load_one_wide(job->x, at + i, 1);
-            x = converted;
-        }
+        const float *x = in_float(job->x, job->half, at, count * channels, converted);
         float *coef = job->coef + (sample * job->pixels + from) * width;
         rows_of(x, channels, count, channels, bases, products, vectors);
         if (job->first)
@@ -158,7 +144,7 @@ INLINE void nmf_pixels(const struct nmf *job, long sample, long piece, float *co
     }
 }
 
-/* coef^T coef of bases, which the codes' update divides by. */
+/* bases^T bases, which the codes' update divides by. */
 INLINE void nmf_gram(const struct nmf *job, long sample, const int vectors) {
     const long width = vectors * LANES;
     const float *bases = job->bases + sample * job->channels * width;
@@ -242,13 +228,7 @@ INLINE void project_pixels(const struct projection *job, long sample, long piece
     const long at_once = CONVERTED / channels > 0 ? CONVERTED / channels : 1;
     for (long from = begin; from < end; from += at_once) {
         const long count = from + at_once < end ? at_once : end - from, at = sample * job->stride + from * channels;
-        const float *x = (const float *)job->x + at;
-        if (job->half) {
-            long i = 0;
-            for (; i + LANES <= count * channels; i += LANES) store(converted + i, load_wide(job->x, at + i, 1));
-            for (; i < count * channels; i++) converted[i] = load_one_wide(job->x, at + i, 1);
-            x = converted;
-        }
+        const float *x = in_float(job->x, job->half, at, count * channels, converted);
         float *scale = job->scale + (sample * job->pixels + from) * width;
         if (job->coef) {
             const float *coef = job->coef + (sample * job->pixels + from) * width;

@@ -204,7 +204,8 @@ class TrainConfig:
     """Of the networks' convolutions; auto: bf16 where the device computes in it, else fp32."""
     compile: Compile = False
     """Whether the networks go through torch.compile; reduce-overhead also records CUDA graphs (on a GPU only),
-    max-autotune also times other kernels before it chooses. Both modes are not measured on a GPU."""
+    max-autotune also times other kernels before it chooses. Both modes are not measured on a GPU. On a CPU the compiled
+    kernels are left out then, and a step may take longer (docs/training.md)."""
     recompute: bool = False
     """Gradient checkpointing: the blocks' inner maps are computed again in the backward pass instead of being kept. The same
     numbers for less memory and about a third more time."""
