@@ -1,7 +1,7 @@
-"""Is one 4x4 convolution of stride 2 faster than resampling and a 3x3 convolution, and from which size on?
+"""Is a convolution of stride 2 and sums over windows faster than resampling and a convolution, and from which size on?
 
-Forward and backward, channels_last, both sides in one run; a ratio above 1 means that the fused form wins. The rule in
-`hamgan/nn/resample.py` (SMALL_MAP) was read off this table.
+Forward and backward, channels_last, both sides in one run; a ratio above 1 means that the fused form wins. That it is always
+taken (`hamgan/nn/resample.py`) was read off this table.
 
 Run: python benchmarks/resample.py
 """
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from measure import take_turns
 from torch import Tensor
 
-from hamgan.nn import resample
+from hamgan.nn.resample import conv2d_downsample, upsample_conv2d
 
 REPEATS = 7
-SIZES = [(32, 256, 128, 4), (32, 128, 64, 8), (32, 64, 32, 16), (8, 128, 64, 32), (2, 64, 32, 64)]
+SIZES = [(8, 256, 256, 4), (32, 128, 64, 8), (32, 64, 32, 16), (8, 128, 64, 32), (2, 64, 32, 64), (8, 16, 16, 64)]
 """Batch, channels in and out, side of the low-resolution map."""
 
 
@@ -29,9 +29,8 @@ def forward_and_backward(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, wei
 
 
 def fused_up(x: Tensor, weight: Tensor) -> Tensor:
-    """The single transposed convolution, whatever the size."""
-    kernel = resample._sum_neighbouring_taps(weight, flipped=True).transpose(0, 1)
-    return resample.conv2d(x, kernel, None, stride=2, padding=1, transposed=True)
+    """The transposed convolution, then sums."""
+    return upsample_conv2d(x, weight, None)
 
 
 def plain_up(x: Tensor, weight: Tensor) -> Tensor:
@@ -40,8 +39,8 @@ def plain_up(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def fused_down(x: Tensor, weight: Tensor) -> Tensor:
-    """The single convolution of stride 2, whatever the size."""
-    return resample.conv2d(x, resample._sum_neighbouring_taps(weight, scale=0.25), None, stride=2, padding=1)
+    """Sums, then the convolution of stride 2."""
+    return conv2d_downsample(x, weight, None)
 
 
 def plain_down(x: Tensor, weight: Tensor) -> Tensor:

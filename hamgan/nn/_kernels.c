@@ -12,7 +12,7 @@
 #include <string.h>
 
 /* Of the arguments of all functions: a library that was compiled for others is not used. */
-int hamgan_kernels_version(void) { return 1; }
+int hamgan_kernels_version(void) { return 2; }
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -23,6 +23,17 @@ int hamgan_kernels_version(void) { return 1; }
 struct matrix {
     const float *values;
     long rows, cols;
+};
+
+/* A map (samples, height, width, channels) and what is made of the sums over its windows; see hamgan_windows. */
+struct windows {
+    const void *x, *value;
+    const float *before, *after;
+    void *out;
+    float *sums;
+    long height, width, channels, pad;
+    float by;
+    int half, relu;
 };
 
 #define WIDE(x) x##_wide
@@ -551,6 +562,83 @@ int hamgan_channel_sums(const void *grad, int half, const void *value, long pixe
     free(parts);
     free(all);
     return 0;
+}
+
+/* ---- Windows of two by two pixels ---- */
+
+static void windows_part(const void *data, long from, long to) {
+    for (long row = from; row < to; row++) DO(windows, data, row);
+}
+
+/* Sums over every window of two by two pixels that follow each other, of a map (samples, height, width, channels) that zeros
+   surround where `pad` is 1, times `by`: (samples, height - 1 + 2 * pad, width - 1 + 2 * pad, channels). Either `pad` is the
+   other's adjoint.
+
+   before  (channels,) numbers that are added to the map before its positive part is taken, where `relu`; NULL: 0
+   after   (channels,) numbers that are added to the sums; NULL: 0
+   value   the map whose positive part with `before` this is the gradient of, where that is asked for; otherwise NULL
+   total   (channels,) is filled with the sums over all pixels: of the result where `value` is given, otherwise of the map, which
+           takes `pad` 1; NULL: not asked for; always asked for with `value`
+
+   Returns 1 if there is no memory. */
+int hamgan_windows(const void *x, int half, long samples, long height, long width, long channels, int pad, float by,
+                   const float *before, int relu, const float *after, const void *value, void *out, float *total,
+                   int threads) {
+    const long rows = samples * (height - 1 + 2 * pad);
+    float *sums = total ? malloc(rows * channels * sizeof(float)) : NULL;
+    double *all = total ? calloc(channels, sizeof(double)) : NULL;
+    if (total && (!sums || !all)) {
+        free(sums);
+        free(all);
+        return 1;
+    }
+    struct windows job = {.x = x, .value = value, .before = before, .after = after, .out = out, .sums = sums,
+                          .height = height, .width = width, .channels = channels, .pad = pad, .by = by, .half = half,
+                          .relu = relu};
+    in_parts(windows_part, &job, rows, 1, samples * height * width * channels, threads);
+    if (total) {
+        for (long row = 0; row < rows; row++)
+            for (long c = 0; c < channels; c++) all[c] += sums[row * channels + c];
+        for (long c = 0; c < channels; c++) total[c] = (float)all[c];
+    }
+    free(sums);
+    free(all);
+    return 0;
+}
+
+/* ---- Kernels of transposed convolutions ---- */
+
+struct turning {
+    const void *weight;
+    void *out;
+    long rows, taps, cols;
+};
+
+#define TURN(type) \
+    for (long row = from; row < to; row += LANES) { \
+        const long last = row + LANES < to ? row + LANES : to; \
+        for (long tap = 0; tap < job->taps; tap++) \
+            for (long col = 0; col < job->cols; col++) { \
+                const type *in = (const type *)job->weight + tap * job->cols + col; \
+                type *out = (type *)job->out + (col * job->taps + job->taps - 1 - tap) * job->rows; \
+                for (long r = row; r < last; r++) out[r] = in[r * job->taps * job->cols]; \
+            } \
+    }
+
+static void turn_halves_part(const void *data, long from, long to) {
+    const struct turning *job = data;
+    TURN(uint16_t)
+}
+
+static void turn_floats_part(const void *data, long from, long to) {
+    const struct turning *job = data;
+    TURN(uint32_t)
+}
+
+/* Exchange rows and columns of a kernel (rows, taps, cols) and reverse its taps: (cols, taps, rows). Its own inverse. */
+void hamgan_turn(const void *weight, int half, long rows, long taps, long cols, void *out, int threads) {
+    struct turning job = {weight, out, rows, taps, cols};
+    in_parts(half ? turn_halves_part : turn_floats_part, &job, rows, LANES, rows * taps * cols, threads);
 }
 
 /* ---- Matrix decomposition ---- */

@@ -400,6 +400,62 @@ static void NAME(channel_sums)(const void *grad, int half, const void *value, vo
     else NAME(channel_sums_as)(grad, value, masked, first, pixels, channels, sum, 0, 0);
 }
 
+/* ---- Windows of two by two pixels ---- */
+
+/* Row `row` of `windows->out`, whose pixel (i, j) is `by` times the sum of the map over rows i - pad and i - pad + 1 and columns
+   j - pad and j - pad + 1, without what lies outside. With `relu` the map's positive part after `before` was added to it; with
+   `mask` the sums there where `value` plus `before` is positive or not a number; with `sums` the sums over a row of the map (1)
+   or of the result (2) beside them. */
+INLINE void NAME(windows_as)(const struct windows *windows, long row, const int half, const int relu, const int mask,
+                             const int sums) {
+    const long channels = windows->channels, width = windows->width, pad = windows->pad;
+    const long rows = windows->height - 1 + 2 * pad, cols = width - 1 + 2 * pad, i = row % rows;
+    const long at = (row / rows * windows->height + i - pad) * width * channels, below = at + width * channels;
+    const int upper = i >= pad, lower = i - pad + 1 < windows->height;
+    for (long c = 0; c < channels; c += LANES) {
+        const V zero = {0}, before = windows->before ? NAME(load)(windows->before, c, 0) : zero;
+        const V after = windows->after ? NAME(load)(windows->after, c, 0) : zero;
+        V left = zero, total = zero;
+        for (long j = 0; j < width + pad; j++) {
+            V right = zero;
+            if (j < width) {
+                if (upper) {
+                    const V x = NAME(load)(windows->x, at + j * channels + c, half);
+                    right = relu ? NAME(positive)(x + before) : x;
+                }
+                if (lower) {
+                    V x = NAME(load)(windows->x, below + j * channels + c, half);
+                    if (sums == 1) total += x;
+                    if (relu) x = NAME(positive)(x + before);
+                    right += x;
+                }
+            }
+            if (j || pad) {
+                const long to = (row * cols + j - 1 + pad) * channels + c;
+                V out = (left + right) * windows->by + after;
+                if (mask) out = (V)((W)out & ~(W)(NAME(load)(windows->value, to, half) + before <= 0));
+                if (sums == 2) total += out;
+                NAME(store)(windows->out, to, out, half);
+            }
+            left = right;
+        }
+        if (sums) NAME(store)(windows->sums + row * channels, c, total, 0);
+    }
+}
+
+static void NAME(windows)(const struct windows *windows, long row) {
+#define CALL(h) \
+    do { \
+        if (windows->value) NAME(windows_as)(windows, row, h, 0, 1, 2); \
+        else if (windows->sums) NAME(windows_as)(windows, row, h, 0, 0, 1); \
+        else if (windows->relu) NAME(windows_as)(windows, row, h, 1, 0, 0); \
+        else NAME(windows_as)(windows, row, h, 0, 0, 0); \
+    } while (0)
+    if (windows->half) CALL(1);
+    else CALL(0);
+#undef CALL
+}
+
 #undef V
 #undef W
 #undef H

@@ -86,8 +86,10 @@ class DBlock(nn.Module):
             h, shortcut = relu_and_downsample(x)
         else:
             h, shortcut = F.relu(x) if self.preactivation else x, downsample(x) if self.downsampling else x
-        h = self.conv1(h, relu=True)
-        h = self.conv2.downsampled(h) if self.downsampling else self.conv2(h)
+        if self.downsampling:  # the first one's bias and ReLU are taken where the second one's input is made
+            h = self.conv2.downsampled(self.conv1(h, bias=False), before=self.conv1.bias, relu=True)
+        else:
+            h = self.conv2(self.conv1(h, relu=True))
         return h.add_(shortcut if self.shortcut is None else self.shortcut(shortcut))
 
 

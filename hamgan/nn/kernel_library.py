@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_VERSION = 1  # of the C functions' arguments
+_VERSION = 2  # of the C functions' arguments
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _MAP = (_I, _L, _L, _L)  # whether bfloat16, and three sizes
 _FUNCTIONS = {
@@ -23,6 +23,8 @@ _FUNCTIONS = {
     "hamgan_spectral_norm_gradient": (_I, [_P, _I, _P, _L, _L, _F, _P, _P, _I]),
     "hamgan_pool": (None, [_P, *_MAP, _F, _P, _P, _I]),
     "hamgan_unpool": (None, [_P, *_MAP, _F, _P, _P, _P, _I]),
+    "hamgan_windows": (_I, [_P, _I, _L, _L, _L, _L, _I, _F, _P, _I, _P, _P, _P, _P, _I]),
+    "hamgan_turn": (None, [_P, _I, _L, _L, _L, _P, _I]),
     "hamgan_channel_sums": (_I, [_P, _I, _P, _L, _L, _P, _P, _I]),
     "hamgan_nmf": (_I, [_P, *_MAP, _L, _L, _P, _P, _I, _F, _F, _I]),
     "hamgan_nmf_project": (_I, [_P, *_MAP, _L, _L, _P, _P, _P, _F, _P, _I]),

@@ -198,6 +198,92 @@ def unpool(
     return out
 
 
+def windows(
+    x: Tensor, by: float, *, padded: bool, before: Tensor | None = None, relu: bool = False, after: Tensor | None = None
+) -> Tensor:
+    """Sum what `takes_map` takes over windows of two by two pixels, those at the border padded with zeros or left out.
+
+    Args:
+        x: (B, C, H, W).
+        by: What the sums are multiplied by.
+        padded: Whether zeros surround the map: (B, C, H + 1, W + 1), otherwise (B, C, H - 1, W - 1).
+        before: (C,), added before the positive part is taken; None: 0.
+        relu: Whether it is.
+        after: (C,), added to the sums; None: 0.
+    """
+    return _windows(x, by, padded=padded, before=before, relu=relu, after=after)
+
+
+def windows_gradient(
+    grad: Tensor, by: float, *, padded: bool, before: Tensor | None = None, value: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of what `windows` was given, and that of `after`; with `value`, in its place that of `before`.
+
+    Args:
+        grad: Of the result, what `takes_map` takes.
+        by: As given to `windows`; so is before.
+        padded: As given to `windows`.
+        value: The map, where its positive part was taken.
+    """
+    total = _floats(grad.shape[1])
+    return _windows(grad, by, padded=not padded, before=before, value=value, total=total), total
+
+
+def _windows(
+    x: Tensor,
+    by: float,
+    *,
+    padded: bool,
+    before: Tensor | None = None,
+    relu: bool = False,
+    after: Tensor | None = None,
+    value: Tensor | None = None,
+    total: Tensor | None = None,
+) -> Tensor:
+    kernels = kernel_library.library()
+    assert kernels is not None
+    batch, channels, height, width = x.shape
+    more = 1 if padded else -1
+    out = _map_like(x, batch, channels, height + more, width + more)
+    before, after = (None if shift is None else shift.float().contiguous() for shift in (before, after))
+    _check(
+        kernels.hamgan_windows(
+            *(
+                x.data_ptr(),
+                x.dtype == torch.bfloat16,
+                batch,
+                height,
+                width,
+                channels,
+                padded,
+                by,
+                _pointer(before),
+                relu,
+            ),
+            *(_pointer(after), _pointer(value), out.data_ptr(), _pointer(total), torch.get_num_threads()),
+        )
+    )
+    return out
+
+
+def takes_kernel(weight: Tensor) -> bool:
+    """Say whether `turn` takes a convolution's kernel: what `takes_pixels` takes."""
+    return takes_pixels(weight)
+
+
+def turn(weight: Tensor) -> Tensor:
+    """Turn a kernel (c_out, c_in, k, k) by 180 degrees and exchange its first axes, channels_last to channels_last."""
+    kernels = kernel_library.library()
+    assert kernels is not None
+    rows, cols, height, width = weight.shape
+    out = _map_like(weight, cols, rows, height, width)
+    kernels.hamgan_turn(
+        *(weight.data_ptr(), weight.dtype == torch.bfloat16, rows, height * width, cols, out.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return out
+
+
 def channel_sums(grad: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return a map's gradient behind the ReLU that gave `value`, and its sum over all pixels, float32 (C,).
 

@@ -1,11 +1,11 @@
-"""Nearest upsampling before a 3x3 convolution and average pooling after one, each as a single convolution.
+"""Nearest upsampling before a 3x3 convolution and average pooling after one, each as a 3x3 convolution of stride 2.
 
-Both are exact rewrites. Upsampling by 2 then convolving reads each low-resolution pixel through several taps: summing those
-taps once gives a transposed 4x4 convolution of stride 2 with 2.25 times fewer multiplications. Pooling after a convolution
-averages four shifted copies of the kernel: one 4x4 convolution of stride 2.
+Both are exact rewrites with four times fewer multiplications. Upsampling by 2 is filling in zeros and then summing every 2x2
+pixels, which commutes with a convolution: the sums can be taken of its result, and zeros need no products, which makes it a
+transposed convolution of stride 2. Pooling sums the result over 2x2 pixels, which commutes likewise: the sums can be taken of
+its input, and only every second pixel of every second row is needed, a convolution of stride 2. The sums are additions.
 
-The rule for when not to: measured on CPUs with AVX-512 (`benchmarks/resample.py`), maps of up to `SMALL_MAP` pixels a side at
-the low resolution gain nothing or lose, because the 4x4 kernels are larger to reorder than the maps are to convolve.
+There is no size from which on this is slower: `benchmarks/resample.py` measures both ways over those of the presets.
 """
 
 from typing import Any, cast
@@ -16,8 +16,6 @@ from torch import Tensor
 
 from hamgan.nn import kernels
 from hamgan.nn.convolution import conv2d
-
-SMALL_MAP = 4
 
 
 def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -33,27 +31,28 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if weight.shape[-1] == 1:  # a pointwise map commutes with upsampling: four times fewer products
         return upsample(conv2d(x, weight, bias))
-    if min(x.shape[2:]) <= SMALL_MAP:
-        return conv2d(upsample(x), weight, bias, padding=1)
-    return conv2d(x, _transposed_kernel(weight), bias, stride=2, padding=1, transposed=True)
+    return sum_windows(conv2d(x, turn(weight), None, stride=2, transposed=True), 1.0, padded=False, after=bias)
 
 
-def conv2d_downsample(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def conv2d_downsample(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, before: Tensor | None = None, relu: bool = False
+) -> Tensor:
     """Convolve with same padding, then average over 2x2 pixels.
 
     Args:
         x: Features, (B, c_in, H, W), H and W even.
         weight: Kernel, (c_out, c_in, k, k) with k 1 or 3.
         bias: (c_out,) or None.
+        before: (c_in,), added to x first; or None.
+        relu: Whether the positive part is taken then.
 
     Returns:
         (B, c_out, H/2, W/2).
     """
     if weight.shape[-1] == 1:  # a pointwise map commutes with averaging
-        return conv2d(downsample(x), weight, bias)
-    if min(x.shape[2:]) <= 2 * SMALL_MAP:
-        return downsample(conv2d(x, weight, bias, padding=1))
-    return conv2d(x, _sum_neighbouring_taps(weight, scale=0.25), bias, stride=2, padding=1)
+        x = x if before is None else x + before.to(x.dtype).view(-1, 1, 1)
+        return conv2d(downsample(F.relu(x) if relu else x), weight, bias)
+    return conv2d(sum_windows(x, 0.25, padded=True, before=before, relu=relu), weight, bias, stride=2)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -118,67 +117,85 @@ class _Downsample(torch.autograd.Function):
         return kernels.unpool(grad, 0.25, grad_positive, x), None
 
 
-def _sum_neighbouring_taps(weight: Tensor, *, flipped: bool = False, scale: float = 1.0) -> Tensor:
-    """Sum the kernel shifted by 0 and 1 along both sides: (c_out, c_in, 3, 3) -> (c_out, c_in, 4, 4), times `scale`.
+def sum_windows(
+    x: Tensor,
+    by: float,
+    *,
+    padded: bool,
+    before: Tensor | None = None,
+    relu: bool = False,
+    after: Tensor | None = None,
+) -> Tensor:
+    """Sum over every 2x2 neighbouring pixels, at every offset: by * sums(x) + after, of relu(x + before) where `relu`.
 
-    `flipped` turns the result by 180 degrees. On a CPU this is one product with a matrix of zeros and ones, over the taps as
-    they lie in memory; elsewhere, and compiled, sums of padded copies.
+    Args:
+        x: Features, (B, C, H, W).
+        by: What the sums are multiplied by.
+        padded: Whether zeros surround the map: (B, C, H + 1, W + 1), otherwise (B, C, H - 1, W - 1).
+        before: (C,) or None.
+        relu: Whether the positive part is taken.
+        after: (C,) or None.
     """
-    if weight.device.type != "cpu" or torch.compiler.is_compiling():
-        weight = weight * scale
-        return _sum_shifted(weight.flip(2, 3) if flipped else weight)
-    taps = (FLIPPED_TAPS if flipped else TAPS).to(weight.dtype) * scale
-    if weight.is_contiguous(memory_format=torch.channels_last):
-        summed = torch.matmul(taps, weight.permute(0, 2, 3, 1).flatten(1, 2))
-        return summed.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-    return torch.matmul(weight.flatten(2), taps.t()).unflatten(2, (4, 4))
+    in_one_pass = after is None if relu else before is None
+    if not in_one_pass or not kernels.takes_map(x):
+        return _sum_windows(x, by, padded, before, relu, after)
+    return cast(Tensor, _SumWindows.apply(x, by, padded, before, relu, after))
 
 
-def _transposed_kernel(weight: Tensor) -> Tensor:
-    """Return the kernel of the transposed convolution that upsamples and convolves, (c_in, c_out, 4, 4)."""
-    plain = weight.device.type != "cpu" or torch.compiler.is_compiling()
-    if plain or not weight.is_contiguous(memory_format=torch.channels_last):
-        return _sum_neighbouring_taps(weight, flipped=True).transpose(0, 1)
-    return cast(Tensor, _TransposedKernel.apply(weight))
+def _sum_windows(x: Tensor, by: float, padded: bool, before: Tensor | None, relu: bool, after: Tensor | None) -> Tensor:
+    if before is not None:
+        x = x + before.to(x.dtype).view(-1, 1, 1)
+    if relu:
+        x = F.relu(x)
+    sums = F.avg_pool2d(x, 2, stride=1, padding=int(padded), divisor_override=1)
+    sums = sums if by == 1 else sums * by
+    return sums if after is None else sums + after.to(x.dtype).view(-1, 1, 1)
 
 
-class _TransposedKernel(torch.autograd.Function):
-    """Channels_last to channels_last: one exchange of rows and columns of a matrix, which is fast, in place of one of axes.
+class _SumWindows(torch.autograd.Function):
+    """With `padded` and without it are each other's adjoint."""
 
-    Linear, and so is its adjoint, each the other's derivative.
-    """
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, by: float, padded: bool, before: Tensor | None, relu: bool, after: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x if relu else None, before)
+        ctx.by, ctx.padded = by, padded
+        ctx.dtypes = [None if shift is None else shift.dtype for shift in (before, after)]
+        return kernels.windows(x, by, padded=padded, before=before, relu=relu, after=after)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        x, before = ctx.saved_tensors
+        if torch.is_grad_enabled() or not kernels.takes_map(grad):
+            found = _sum_windows(grad, ctx.by, not ctx.padded, None, False, None)
+            if x is not None:
+                found = found.masked_fill((x if before is None else x + before.view(-1, 1, 1)) <= 0, 0)
+            total = (grad if x is None else found).sum((0, 2, 3))
+        else:
+            found, total = kernels.windows_gradient(grad, ctx.by, padded=ctx.padded, before=before, value=x)
+        of_before, of_after = (
+            total.to(dtype) if dtype is not None and needed else None
+            for dtype, needed in zip(ctx.dtypes, (ctx.needs_input_grad[3], ctx.needs_input_grad[5]), strict=True)
+        )
+        return found, None, None, of_before, None, of_after
+
+
+def turn(weight: Tensor) -> Tensor:
+    """Return the kernel (c_in, c_out, k, k) of a transposed convolution that does what `weight` (c_out, c_in, k, k) does."""
+    if kernels.takes_kernel(weight):
+        return cast(Tensor, _Turn.apply(weight))
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+class _Turn(torch.autograd.Function):
+    """Its own inverse and adjoint."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
-        c_out, c_in = weight.shape[:2]
-        taps = weight.permute(0, 2, 3, 1).flatten(1).t().contiguous().view(9, c_in, c_out)
-        kernel = torch.matmul(FLIPPED_TAPS.to(weight.dtype), taps.transpose(0, 1))
-        return kernel.unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        return kernels.turn(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return cast(Tensor, _TransposedKernelAdjoint.apply(gradients[0]))
-
-
-class _TransposedKernelAdjoint(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, kernel: Tensor) -> Tensor:
-        c_in, c_out = kernel.shape[:2]
-        taps = kernel.permute(2, 3, 0, 1).reshape(16, c_in * c_out)
-        weight = torch.mm(FLIPPED_TAPS.to(kernel.dtype).t(), taps).view(9 * c_in, c_out).t().contiguous()
-        return weight.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return cast(Tensor, _TransposedKernel.apply(gradients[0].contiguous(memory_format=torch.channels_last)))
-
-
-def _sum_shifted(weight: Tensor) -> Tensor:
-    columns = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
-    return F.pad(columns, (0, 0, 0, 1)) + F.pad(columns, (0, 0, 1, 0))
-
-
-TAPS = _sum_shifted(torch.eye(9).view(9, 3, 3)).flatten(1).t().contiguous()
-"""(16, 9): entry (i, j) is 1 where tap j of the 3x3 kernel goes into tap i of the 4x4 one."""
-FLIPPED_TAPS = TAPS.flip(0)
-"""The same for the 4x4 kernel turned by 180 degrees."""
+        return turn(gradients[0].contiguous(memory_format=torch.channels_last))

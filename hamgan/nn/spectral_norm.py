@@ -256,9 +256,10 @@ class SNConv2d(nn.Conv2d):
         """Return the weight that the convolution uses, (c_out, c_in, k, k), in autocast's dtype where autocast is on."""
         return self.spectral_norm(self.weight, compute_dtype(self.weight))
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """Convolve (B, c_in, H, W) to (B, c_out, H, W), and take the positive part where so asked."""
-        return conv2d(x, self.normalized_weight(), self.bias, padding=self.kernel_size[0] // 2, relu=relu)
+    def forward(self, x: Tensor, *, bias: bool = True, relu: bool = False) -> Tensor:
+        """Convolve (B, c_in, H, W) to (B, c_out, H, W), with the bias and taking the positive part where so asked."""
+        shift = self.bias if bias else None
+        return conv2d(x, self.normalized_weight(), shift, padding=self.kernel_size[0] // 2, relu=relu)
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return `scale * self(x)`, (B, c_out, H, W), of a scalar: it scales the weight, which spares a pass over the map."""
@@ -269,9 +270,15 @@ class SNConv2d(nn.Conv2d):
         """Return `self(nearest_upsample(x))`, (B, c_out, 2H, 2W), by the cheapest exact way."""
         return upsample_conv2d(x, self.normalized_weight(), self.bias)
 
-    def downsampled(self, x: Tensor) -> Tensor:
-        """Return `average_pool(self(x))`, (B, c_out, H/2, W/2), by the cheapest exact way."""
-        return conv2d_downsample(x, self.normalized_weight(), self.bias)
+    def downsampled(self, x: Tensor, *, before: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Return `average_pool(self(x))`, (B, c_out, H/2, W/2), by the cheapest exact way.
+
+        Args:
+            x: Features, (B, c_in, H, W).
+            before: (c_in,), added to x first; or None.
+            relu: Whether the positive part is taken then.
+        """
+        return conv2d_downsample(x, self.normalized_weight(), self.bias, before=before, relu=relu)
 
 
 class SNLinear(nn.Linear):

@@ -21,7 +21,7 @@ from hamgan.nn.convolution import conv2d
 from hamgan.nn.decomposition import NMF
 from hamgan.nn.norm import BatchNorm, BatchStatistics, ConditionalBatchNorm
 from hamgan.nn.recompute import recomputed
-from hamgan.nn.resample import add_upsampled, downsample, relu_and_downsample
+from hamgan.nn.resample import add_upsampled, downsample, relu_and_downsample, sum_windows, turn
 from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNormConfig
 
 SOURCE = Path(kernels.__file__).with_name("_kernels.c")
@@ -244,6 +244,38 @@ def test_pooling_and_upsampling(shape: tuple[int, int, int, int], dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("shape", [(2, 16, 6, 11), (1, 32, 2, 2), (4, 48, 33, 33)])
+def test_sums_over_windows(shape: tuple[int, int, int, int], padded: bool, dtype: torch.dtype) -> None:
+    x = normal(*shape, dtype=dtype).to(memory_format=LAST)
+    shift = normal(shape[1], seed=1)
+    runs: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
+        (lambda x: sum_windows(x, 0.25, padded=padded), [x]),
+        (lambda x: sum_windows(x, 0.25, padded=padded, relu=True), [x]),
+        (lambda x, shift: sum_windows(x, 1.0, padded=padded, after=shift), [x, shift]),
+        (lambda x, shift: sum_windows(x, 0.25, padded=padded, before=shift, relu=True), [x, shift]),
+    ]
+    assert kernels.takes_map(x)
+    for run, inputs in runs:
+        ours = derivatives(run, inputs, twice=True)
+        with kernel_library.switched_off():
+            theirs = derivatives(run, [tensor.double() for tensor in inputs], twice=True)
+        assert_same(ours[: 1 + len(inputs)], theirs[: 1 + len(inputs)], TOLERANCE[dtype])
+        assert_same(ours[1 + len(inputs) :], theirs[1 + len(inputs) :], 4 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 32, 3, 3), (5, 3, 3, 3), (40, 70, 3, 3)])
+def test_kernels_of_transposed_convolutions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    weight = normal(*shape, dtype=dtype).to(memory_format=LAST)
+    ours = derivatives(turn, [weight], twice=True)
+    with kernel_library.switched_off():
+        theirs = derivatives(turn, [weight], twice=True)
+    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[0], weight.flip(2, 3).transpose(0, 1))
+    assert_same(ours, theirs, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("channels", [16, 48, 3])
 def test_convolutions_give_bias_and_relu_their_gradients(channels: int, relu: bool, dtype: torch.dtype) -> None:
@@ -353,6 +385,8 @@ def test_each_kernel_gives_the_same_bits_with_any_number_of_threads(library: cty
         )
         back = kernels.spectral_norm_gradient(normal(200, 300, seed=5), weight, found, 0.0)
         results = [moments, y, dgain, dbias, totals, dx, u, found, out, back, *kernels.channel_sums(grad, y)]
+        sums = kernels.windows(x, 0.25, padded=True, before=gain[0], relu=True)
+        results += [sums, *kernels.windows_gradient(sums, 0.25, padded=True, before=gain[0], value=x)]
         if kernel_library.level() == 2:
             columns = x.abs().flatten(2)
             bases, coef = kernels.nmf(columns, normal(4, 32, 20, seed=6).abs(), 3, inv_t=1.0, eps=1e-6)
@@ -497,7 +531,9 @@ def test_a_library_of_another_version_is_not_used(tmp_path: Path) -> None:
     for header in SOURCE.parent.glob("_*.h"):
         shutil.copy(header, tmp_path)
     other = tmp_path / "other.c"
-    other.write_text(SOURCE.read_text().replace("_version(void) { return 1; }", "_version(void) { return 2; }"))
+    text = SOURCE.read_text()
+    other.write_text(text.replace("_version(void) { return ", "_version(void) { return 1"))
+    assert other.read_text() != text
     assert kernel_library.load(compile_to(tmp_path / "other.so", other)) is None
     (tmp_path / "empty.c").write_text("int nothing;")
     assert kernel_library.load(compile_to(tmp_path / "empty.so", tmp_path / "empty.c")) is None

@@ -128,7 +128,7 @@ def downsample_plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("size", [4, 8, 16])
+@pytest.mark.parametrize("size", [2, 8, 16])
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize(
     ("fused", "plain"), [(upsample_conv2d, upsample_plain), (conv2d_downsample, downsample_plain)], ids=["up", "down"]
@@ -150,6 +150,27 @@ def test_fused_resampling_is_exact(fused, plain, kernel: int, size: int, channel
         second = torch.autograd.grad(penalty, (x, weight, bias), retain_graph=True)
         first = torch.autograd.grad(out.cos().sum(), (weight, bias))
         results.append([out, gradient, *first, *second])
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels", [5, 16])
+def test_a_downsampling_convolution_takes_bias_and_relu_of_what_it_reads(channels: int, kernel: int) -> None:
+    def plain(x: Tensor, weight: Tensor, before: Tensor) -> Tensor:
+        return F.avg_pool2d(F.conv2d(F.relu(x + before.view(-1, 1, 1)), weight, padding=kernel // 2), 2)
+
+    def fused(x: Tensor, weight: Tensor, before: Tensor) -> Tensor:
+        return conv2d_downsample(x, weight, None, before=before, relu=True)
+
+    results = []
+    for run in (fused, plain):
+        torch.manual_seed(0)
+        shapes = ((2, channels, 8, 12), (6, channels, kernel, kernel), (channels,))
+        leaves = [torch.randn(shape).requires_grad_(True) for shape in shapes]
+        out = run(leaves[0].contiguous(memory_format=torch.channels_last), *leaves[1:])
+        first = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+        results.append([out, *first, *torch.autograd.grad(first[0].square().sum(), leaves)])
     for ours, theirs in zip(*results, strict=True):
         assert relative_error(ours, theirs) < 1e-5
 
