@@ -6,6 +6,9 @@
    Threads are those of the OpenMP library that torch has loaded already: hamgan_kernels_threads is given its functions.
    A second such library would keep threads of its own, spinning beside torch's. */
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -73,7 +76,7 @@ int hamgan_kernels_level(void) {
         level = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         if (level && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-            level = 2;
+            level = 2 + (__builtin_cpu_supports("avx512bf16") != 0);
     }
     return level;
 }
@@ -85,7 +88,7 @@ void hamgan_kernels_narrow(int narrow) { wide = !narrow; }
 
 #define DO(function, ...) \
     do { \
-        if (wide && hamgan_kernels_level() == 2) WIDE(function)(__VA_ARGS__); \
+        if (wide && hamgan_kernels_level() >= 2) WIDE(function)(__VA_ARGS__); \
         else NARROW(function)(__VA_ARGS__); \
     } while (0)
 
@@ -709,6 +712,23 @@ int hamgan_nmf_project(const void *x, int half, long samples, long pixels, long 
     free(memory);
     return 0;
 }
+
+/* ---- Convolutions ---- */
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#include "_convolution.h"
+#undef INLINE
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
 
 #else
 int hamgan_kernels_level(void) { return 0; }

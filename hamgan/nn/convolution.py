@@ -61,9 +61,13 @@ class _Conv2d(torch.autograd.Function):
         transposed: bool,
         relu: bool,
     ) -> Tensor:
-        out = _convolution(x, weight, bias, stride, padding, transposed)
-        if relu:
-            out.relu_()
+        ctx.compiled = kernels.takes_convolution(x, weight, stride, padding, transposed)
+        if ctx.compiled:
+            out = kernels.convolve(x, weight, bias, stride=stride, padding=padding, transposed=transposed, relu=relu)
+        else:
+            out = _convolution(x, weight, bias, stride, padding, transposed)
+            if relu:
+                out.relu_()
         ctx.save_for_backward(x, weight, out if relu else None)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry = [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1
@@ -82,7 +86,12 @@ class _Conv2d(torch.autograd.Function):
             grad = grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
             # Summed in float32 and rounded once; asked for a float32 result, sum would first copy the whole map.
             grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
-        if needs_x or needs_weight:
+        if ctx.compiled and not torch.is_grad_enabled() and kernels.takes_pixels(grad):
+            (stride, _), (padding, _), _, transposed = ctx.geometry[:4]
+            grad_x, grad_weight = kernels.convolve_gradient(
+                grad, x, weight, (needs_x, needs_weight), stride=stride, padding=padding, transposed=transposed
+            )
+        elif needs_x or needs_weight:
             grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, *ctx.geometry, [needs_x, needs_weight, False]
             )

@@ -24,6 +24,8 @@ _FUNCTIONS = {
     "hamgan_pool": (None, [_P, *_MAP, _F, _P, _P, _I]),
     "hamgan_unpool": (None, [_P, *_MAP, _F, _P, _P, _P, _I]),
     "hamgan_windows": (_I, [_P, _I, _L, _L, _L, _L, _I, _F, _P, _I, _P, _P, _P, _P, _I]),
+    "hamgan_convolve": (_I, [_P, _L, _L, _L, _P, _L, _L, _L, _I, _I, _L, _L, _I, _P, _I, _P, _I]),
+    "hamgan_kernel_gradient": (_I, [_P, _L, _L, _L, _P, _L, _L, _L, _L, _L, _L, _L, _P, _I]),
     "hamgan_turn": (None, [_P, _I, _L, _L, _L, _P, _I]),
     "hamgan_channel_sums": (_I, [_P, _I, _P, _L, _L, _P, _P, _I]),
     "hamgan_nmf": (_I, [_P, *_MAP, _L, _L, _P, _P, _I, _F, _F, _I]),
@@ -102,11 +104,11 @@ def usable(tensor: Tensor) -> bool:
 
 @lru_cache(maxsize=1)
 def level() -> int:
-    """Return which instructions there are: 0 too few, 1 AVX2, 2 AVX-512."""
+    """Return which instructions there are: 0 too few, 1 AVX2, 2 AVX-512, 3 AVX-512 with products of bfloat16."""
     kernels = library()
     return 0 if kernels is None else int(kernels.hamgan_kernels_level())
 
 
 def instructions() -> str:
-    """Return which instructions the kernels use here: `avx512`, `avx2`, or `none` where torch's operations are used."""
-    return ("none", "avx2", "avx512")[level()]
+    """Return which the kernels use here: `avx512_bf16`, `avx512`, `avx2`, or `none` where torch's operations are used."""
+    return ("none", "avx2", "avx512", "avx512_bf16")[level()]

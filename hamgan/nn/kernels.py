@@ -5,6 +5,8 @@ operations, which take many more passes over memory and many more calls. Both wa
 order. Every `takes_*` says what one of them may be given: they look at no sizes themselves.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,7 @@ from hamgan.nn.kernel_library import usable
 
 _LANES = 16  # channels that a vector holds
 _NMF_LEVEL, _NMF_RANK, _NMF_DIM = 2, 64, 16384  # what the decomposition is for: AVX-512, and at most so many
+_CONVOLUTION_LEVEL = 3  # products of bfloat16
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -91,8 +94,41 @@ def takes_columns(x: Tensor, rank: int) -> bool:
         and x.numel() > 0
         and x.stride()[1:] == (1, x.shape[1])
         and usable(x)
-        and kernel_library.level() == _NMF_LEVEL
+        and kernel_library.level() >= _NMF_LEVEL
     )
+
+
+def takes_convolution(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
+    """Say whether `convolve` and `convolve_gradient` take a map and a kernel, both bfloat16 in channels_last memory.
+
+    Kernels have 1x1 or 3x3 pixels; of stride 2 those of 3x3 alone, and maps of odd sides, without padding.
+    """
+    size = weight.shape[-1]
+    if size == 1:
+        fits = stride == 1 and padding == 0 and not transposed
+    elif stride == 1:
+        fits = padding == 1 and not transposed
+    else:
+        fits = stride == 2 and padding == 0 and (transposed or (x.shape[2] % 2 == 1 and x.shape[3] % 2 == 1))
+    return (
+        x.dtype == weight.dtype == torch.bfloat16
+        and size in (1, 3)
+        and weight.shape[2] == size
+        and fits
+        and x.shape[1] == weight.shape[0 if transposed else 1]
+        and takes_pixels(x)
+        and takes_pixels(weight)
+        and min(x.shape[2:]) >= size
+        and kernel_library.level() >= _CONVOLUTION_LEVEL
+        and not _has_tiles()
+    )
+
+
+@lru_cache(maxsize=1)
+def _has_tiles() -> bool:
+    # Of AMX: oneDNN multiplies with these, several times faster.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
 
 
 def _format_of(weight: Tensor) -> torch.memory_format:
@@ -194,6 +230,105 @@ def unpool(
     kernels.hamgan_unpool(
         *(pooled.data_ptr(), pooled.dtype == torch.bfloat16, 2 * batch * height, 2 * width, channels, by),
         *(_pointer(other), _pointer(value), out.data_ptr(), torch.get_num_threads()),
+    )
+    return out
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    transposed: bool = False,
+    relu: bool = False,
+) -> Tensor:
+    """Convolve what `takes_convolution` takes, as torch.convolution does.
+
+    Args:
+        x: (B, c_in, H, W).
+        weight: (c_out, c_in, k, k), transposed (c_in, c_out, k, k).
+        bias: (c_out,) or None.
+        stride: In pixels.
+        padding: In pixels.
+        transposed: Whether this is a transposed convolution.
+        relu: Whether the positive part is taken.
+    """
+    return _convolve(
+        x,
+        weight,
+        bias,
+        over_rows=not transposed,
+        turned=False,
+        stride=1 if transposed else stride,
+        padding=padding,
+        scattered=transposed,
+        relu=relu,
+    )
+
+
+def convolve_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool], *, stride: int, padding: int, transposed: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of x and weight, those of them that are needed.
+
+    Args:
+        grad: Of what `convolve` returned, bfloat16 in channels_last memory.
+        x: As given to `convolve`; so are weight, stride, padding and transposed.
+        needed: Whether x's is, and whether the weight's is.
+    """
+    of_x = of_weight = None
+    if needed[0] and transposed:
+        of_x = _convolve(grad, weight, over_rows=True, turned=False, stride=stride, padding=0, scattered=False)
+    elif needed[0]:
+        turned, padding_back = stride == 1, weight.shape[-1] - 1 - padding if stride == 1 else 0
+        of_x = _convolve(
+            grad, weight, over_rows=False, turned=turned, stride=1, padding=padding_back, scattered=not turned
+        )
+    if needed[1]:
+        of_weight = _kernel_gradient(*((grad, x) if transposed else (x, grad)), weight, stride, padding)
+    return of_x, of_weight
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    over_rows: bool,
+    turned: bool,
+    stride: int,
+    padding: int,
+    scattered: bool,
+    relu: bool = False,
+) -> Tensor:
+    kernels = kernel_library.library()
+    assert kernels is not None
+    batch, _, height, width = x.shape
+    rows, cols, size = weight.shape[:3]
+    sides = [2 * side + 1 if scattered else (side + 2 * padding - size) // stride + 1 for side in (height, width)]
+    out = _map_like(x, batch, rows if over_rows else cols, *sides)
+    bias = None if bias is None else bias.float().contiguous()
+    _check(
+        kernels.hamgan_convolve(
+            *(x.data_ptr(), batch, height, width, weight.data_ptr(), rows, size, cols, over_rows, turned, stride, padding),
+            *(scattered, _pointer(bias), relu, out.data_ptr(), torch.get_num_threads()),
+        )
+    )
+    return out
+
+
+def _kernel_gradient(gathered: Tensor, grid: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    kernels = kernel_library.library()
+    assert kernels is not None
+    out = torch.empty_like(weight)
+    _check(
+        kernels.hamgan_kernel_gradient(
+            *(gathered.data_ptr(), *gathered.shape[2:], gathered.shape[1]),
+            *(grid.data_ptr(), grid.shape[0], *grid.shape[2:], grid.shape[1]),
+            *(weight.shape[2], stride, padding, out.data_ptr(), torch.get_num_threads()),
+        )
     )
     return out
 
