@@ -323,7 +323,7 @@ static void scatter_rows(const struct conv *job, const uint32_t *packed, long ba
                     if (row < y || i >= job->height) continue;
                     for (long x = parity; x < 3; x += 2, at.count++) {
                         at.x[at.count] = packed + (i - base) * job->plane + 1 - x / 2;
-                        at.w[at.count] = kernel + (3 * y + x) * part;
+                        at.w[at.count] = kernel + (job->reversed ? 8 - 3 * y - x : 3 * y + x) * part;
                     }
                 }
                 at.out = out + parity * job->out_channels;
@@ -422,13 +422,14 @@ struct kernel_gradient {
     long samples, a_height, a_width, a_channels, height, width, channels; /* of a; of b, the grid */
     long size, pad, stride, vectors, block, blocks, groups;
     long rows, at_once; /* of the grid that are packed at once: rows of a sample, and samples */
-    int swapped, failed;
+    int swapped, failed; /* swapped: the result is of a's channels, turned */
 };
 
 /* Packed pairs of pixels and their distances, in numbers. */
 struct packed_pairs {
     const uint32_t *a, *b;
     long a_pair, a_row, a_sample, b_pair, b_row, b_sample, samples, rows, pairs;
+    int begun; /* whether there are sums to add to */
 };
 
 /* Sums over pairs of pixels: of lines `m` and following ones of a, and vectors from channel `n` on of b. */
@@ -439,7 +440,8 @@ INLINE void gradient_tile(const struct packed_pairs *of, const uint32_t *a, cons
 #pragma GCC unroll 16
     for (int m = 0; m < lines; m++)
 #pragma GCC unroll 2
-        for (int n = 0; n < vectors; n++) sum[m][n] = _mm512_loadu_ps(sums + m * stride + n * LANES);
+        for (int n = 0; n < vectors; n++)
+            sum[m][n] = of->begun ? _mm512_loadu_ps(sums + m * stride + n * LANES) : _mm512_setzero_ps();
     for (long index = 0; index < of->samples * of->rows; index++) {
         const long sample = index / of->rows, row = index % of->rows;
         const uint32_t *x = a + sample * of->a_sample + row * of->a_row, *y = b + sample * of->b_sample + row * of->b_row;
@@ -530,7 +532,7 @@ static void kernel_gradient_part(const void *data, long from, long to) {
     const long lines = job->size * job->block, a_rows = (job->rows - 1) * stride + job->size, of_sums = job->size * lines * width;
     struct packed_pairs of = {.a_pair = lines, .a_row = stride * pairs * lines, .a_sample = a_rows * pairs * lines,
                               .b_pair = width, .b_row = pairs * width, .b_sample = job->rows * pairs * width, .pairs = pairs};
-    uint32_t *a = calloc(job->at_once * (of.a_sample + of.b_sample), sizeof(uint32_t)), *b = a + job->at_once * of.a_sample;
+    uint32_t *a = malloc(job->at_once * (of.a_sample + of.b_sample) * sizeof(uint32_t)), *b = a + job->at_once * of.a_sample;
     if (!a) {
         ((struct kernel_gradient *)job)->failed = 1;
         return;
@@ -541,7 +543,7 @@ static void kernel_gradient_part(const void *data, long from, long to) {
         const long block = piece % job->blocks, group = piece / job->blocks;
         const long first = job->samples * group / job->groups, last = job->samples * (group + 1) / job->groups;
         float *sums = job->sums + piece * of_sums;
-        memset(sums, 0, of_sums * sizeof(float));
+        of.begun = 0;
         for (long sample = first; sample < last; sample += of.samples)
             for (long top = 0; top < job->height; top += of.rows) {
                 of.samples = sample + job->at_once < last ? job->at_once : last - sample;
@@ -559,6 +561,7 @@ static void kernel_gradient_part(const void *data, long from, long to) {
                     }
                 }
                 add_products(job, &of, sums);
+                of.begun = 1;
             }
     }
     free(a);
@@ -604,19 +607,21 @@ static void kernel_gradient_out(const void *data, long from, long to) {
 
 /* Sum over the pixels p of `b` (samples, height, width, channels) its products with those of `a` (samples, a_height, a_width,
    a_channels) at p * stride - pad + tap: (channels, size * size, a_channels), the gradient of a convolution's kernel, of which
-   a is the map and b the result's gradient; of a transposed one's, b the map and a the result's gradient.
+   a is the map and b the result's gradient. With `turned` the kernel is turned by 180 degrees and (a_channels, size * size,
+   channels): of a convolution of b with zeros between its pixels, and a the result's gradient.
 
    Returns 1 if there is no memory, 2 if the processor or the geometry is not of those that this is for. */
 int hamgan_kernel_gradient(const void *a, long a_height, long a_width, long a_channels, const void *b, long samples,
-                           long height, long width, long channels, long size, long stride, long pad, void *out, int threads) {
+                           long height, long width, long channels, long size, long stride, long pad, int turned, void *out,
+                           int threads) {
     if (hamgan_kernels_level() < 3 || (size != 1 && size != 3)) return 2;
     struct kernel_gradient job = {.a = a, .b = b, .out = out, .samples = samples, .a_height = a_height, .a_width = a_width,
                                   .a_channels = a_channels, .height = height, .width = width, .channels = channels,
-                                  .size = size, .pad = pad, .stride = stride};
+                                  .size = size, .pad = pad, .stride = stride, .swapped = turned};
     if (stride == 1 && channels < a_channels && channels < LANES) { /* vectors are over the channels of b: take the more */
         job = (struct kernel_gradient){.a = b, .b = a, .out = out, .samples = samples, .a_height = height, .a_width = width,
                                        .a_channels = channels, .height = a_height, .width = a_width, .channels = a_channels,
-                                       .size = size, .pad = size - 1 - pad, .stride = 1, .swapped = 1};
+                                       .size = size, .pad = size - 1 - pad, .stride = 1, .swapped = !turned};
         height = job.height, width = job.width, channels = job.channels, a_channels = job.a_channels;
     }
     job.vectors = (channels + LANES - 1) / LANES;

@@ -39,36 +39,49 @@ struct windows {
     int half, relu;
 };
 
+#define HALVES(x) x##_halves
 #define WIDE(x) x##_wide
 #define NARROW(x) x##_narrow
+#define INLINE static inline __attribute__((always_inline))
 
+/* Compile what follows for some instructions, up to END_FOR. */
+#define AVX2 "avx2,fma"
+#define AVX512 AVX2 ",avx512f,avx512bw,avx512vl,avx512dq"
+#define AVX512_BF16 AVX512 ",avx512bf16"
+#define PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#define FOR(instructions, widest) PRAGMA(clang attribute push(__attribute__((target(instructions))), apply_to = function))
+#define END_FOR PRAGMA(clang attribute pop)
 #else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
+#define FOR(instructions, widest) PRAGMA(GCC push_options) PRAGMA(GCC target(instructions widest))
+#define END_FOR PRAGMA(GCC pop_options)
 #endif
+
+FOR(AVX512_BF16, ",prefer-vector-width=512")
+#define NAME HALVES
+#define ROUND _mm512_cvtneps_pbh
+#include "_kernels.h"
+#undef ROUND
+#undef NAME
+END_FOR
+FOR(AVX512, ",prefer-vector-width=512")
 #define NAME WIDE
 #include "_kernels.h"
 #undef NAME
 #include "_nmf.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+END_FOR
+FOR(AVX2, "")
 #define NAME NARROW
 #include "_kernels.h"
 #undef NAME
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_FOR
 
+static int most = 3;
+
+/* Take fewer instructions than there are: for tests. */
+void hamgan_kernels_limit(int level) { most = level; }
+
+/* 0: too few; 1: AVX2; 2: AVX-512; 3: AVX-512 with products of bfloat16. */
 int hamgan_kernels_level(void) {
     static int level = -1;
     if (level < 0) {
@@ -78,17 +91,14 @@ int hamgan_kernels_level(void) {
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
             level = 2 + (__builtin_cpu_supports("avx512bf16") != 0);
     }
-    return level;
+    return level < most ? level : most;
 }
-
-static int wide = 1;
-
-/* Take the narrower instructions though there are wider ones: for tests. */
-void hamgan_kernels_narrow(int narrow) { wide = !narrow; }
 
 #define DO(function, ...) \
     do { \
-        if (wide && hamgan_kernels_level() >= 2) WIDE(function)(__VA_ARGS__); \
+        const int level = hamgan_kernels_level(); \
+        if (level > 2) HALVES(function)(__VA_ARGS__); \
+        else if (level > 1) WIDE(function)(__VA_ARGS__); \
         else NARROW(function)(__VA_ARGS__); \
     } while (0)
 
@@ -715,20 +725,9 @@ int hamgan_nmf_project(const void *x, int half, long samples, long pixels, long 
 
 /* ---- Convolutions ---- */
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")
-#endif
-#define INLINE static inline __attribute__((always_inline))
+FOR(AVX512_BF16, ",prefer-vector-width=512")
 #include "_convolution.h"
-#undef INLINE
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_FOR
 
 #else
 int hamgan_kernels_level(void) { return 0; }

@@ -9,7 +9,6 @@ typedef uint16_t NAME(halves) __attribute__((vector_size(32)));
 #define V NAME(floats)
 #define W NAME(words)
 #define H NAME(halves)
-#define INLINE static inline __attribute__((always_inline))
 
 INLINE V NAME(load)(const void *p, long i, const int half) {
     if (half) {
@@ -25,8 +24,12 @@ INLINE V NAME(load)(const void *p, long i, const int half) {
 /* Halves to even, as everywhere; what is not a number stays one. */
 INLINE void NAME(store)(void *p, long i, V x, const int half) {
     if (half) {
+#ifdef ROUND
+        const __m256bh h = ROUND((__m512)x);
+#else
         W bits = (W)x, odd = (bits >> 16) & 1, nan = (W)(x != x);
         H h = __builtin_convertvector((((bits + 0x7fff + odd) >> 16) & ~nan) | (0x7fc0 & nan), H);
+#endif
         memcpy((uint16_t *)p + i, &h, sizeof h);
     } else {
         memcpy((float *)p + i, &x, sizeof x);
@@ -459,4 +462,3 @@ static void NAME(windows)(const struct windows *windows, long row) {
 #undef V
 #undef W
 #undef H
-#undef INLINE

@@ -11,7 +11,6 @@
 
 #define V floats_wide
 
-#define INLINE static inline __attribute__((always_inline))
 
 INLINE V load(const float *p) {
     V x;
@@ -274,5 +273,4 @@ static void copy_rows(const float *from, long width_from, float *to, long width_
     }
 }
 
-#undef INLINE
 #undef V

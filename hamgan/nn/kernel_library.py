@@ -25,7 +25,7 @@ _FUNCTIONS = {
     "hamgan_unpool": (None, [_P, *_MAP, _F, _P, _P, _P, _I]),
     "hamgan_windows": (_I, [_P, _I, _L, _L, _L, _L, _I, _F, _P, _I, _P, _P, _P, _P, _I]),
     "hamgan_convolve": (_I, [_P, _L, _L, _L, _P, _L, _L, _L, _I, _I, _L, _L, _I, _P, _I, _P, _I]),
-    "hamgan_kernel_gradient": (_I, [_P, _L, _L, _L, _P, _L, _L, _L, _L, _L, _L, _L, _P, _I]),
+    "hamgan_kernel_gradient": (_I, [_P, _L, _L, _L, _P, _L, _L, _L, _L, _L, _L, _L, _I, _P, _I]),
     "hamgan_turn": (None, [_P, _I, _L, _L, _L, _P, _I]),
     "hamgan_channel_sums": (_I, [_P, _I, _P, _L, _L, _P, _P, _I]),
     "hamgan_nmf": (_I, [_P, *_MAP, _L, _L, _P, _P, _I, _F, _F, _I]),

@@ -98,27 +98,25 @@ def takes_columns(x: Tensor, rank: int) -> bool:
     )
 
 
-def takes_convolution(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
+def takes_convolution(x: Tensor, weight: Tensor, stride: int, padding: int, *, spread: bool) -> bool:
     """Say whether `convolve` and `convolve_gradient` take a map and a kernel, both bfloat16 in channels_last memory.
 
-    Kernels have 1x1 or 3x3 pixels; of stride 2 those of 3x3 alone, and maps of odd sides, without padding.
+    Kernels have 1x1 or 3x3 pixels and same padding; of stride 2 and spread those of 3x3 alone, without padding, and of stride 2
+    maps of odd sides.
     """
     size = weight.shape[-1]
-    if size == 1:
-        fits = stride == 1 and padding == 0 and not transposed
-    elif stride == 1:
-        fits = padding == 1 and not transposed
+    if stride == 1 and not spread:
+        fits = size in (1, 3) and padding == size // 2
     else:
-        fits = stride == 2 and padding == 0 and (transposed or (x.shape[2] % 2 == 1 and x.shape[3] % 2 == 1))
+        odd = x.shape[2] % 2 == 1 and x.shape[3] % 2 == 1
+        fits = size == 3 and padding == 0 and ((spread and stride == 1) or (stride == 2 and odd and not spread))
     return (
-        x.dtype == weight.dtype == torch.bfloat16
-        and size in (1, 3)
+        fits
+        and x.dtype == weight.dtype == torch.bfloat16
         and weight.shape[2] == size
-        and fits
-        and x.shape[1] == weight.shape[0 if transposed else 1]
+        and x.shape[1] == weight.shape[1]
         and takes_pixels(x)
         and takes_pixels(weight)
-        and min(x.shape[2:]) >= size
         and kernel_library.level() >= _CONVOLUTION_LEVEL
         and not _has_tiles()
     )
@@ -235,59 +233,33 @@ def unpool(
 
 
 def convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    transposed: bool = False,
-    relu: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, spread: bool, relu: bool
 ) -> Tensor:
-    """Convolve what `takes_convolution` takes, as torch.convolution does.
-
-    Args:
-        x: (B, c_in, H, W).
-        weight: (c_out, c_in, k, k), transposed (c_in, c_out, k, k).
-        bias: (c_out,) or None.
-        stride: In pixels.
-        padding: In pixels.
-        transposed: Whether this is a transposed convolution.
-        relu: Whether the positive part is taken.
-    """
+    """Convolve what `takes_convolution` takes; arguments and result as those of convolution.conv2d."""
     return _convolve(
-        x,
-        weight,
-        bias,
-        over_rows=not transposed,
-        turned=False,
-        stride=1 if transposed else stride,
-        padding=padding,
-        scattered=transposed,
-        relu=relu,
+        *(x, weight, bias), over_rows=True, turned=spread, stride=stride, padding=padding, scattered=spread, relu=relu
     )
 
 
 def convolve_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool], *, stride: int, padding: int, transposed: bool
+    grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool], *, stride: int, padding: int, spread: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x and weight, those of them that are needed.
 
     Args:
         grad: Of what `convolve` returned, bfloat16 in channels_last memory.
-        x: As given to `convolve`; so are weight, stride, padding and transposed.
+        x: As given to `convolve`; so are weight, stride, padding and spread.
         needed: Whether x's is, and whether the weight's is.
     """
     of_x = of_weight = None
-    if needed[0] and transposed:
-        of_x = _convolve(grad, weight, over_rows=True, turned=False, stride=stride, padding=0, scattered=False)
+    if needed[0] and spread:
+        of_x = _convolve(grad, weight, over_rows=False, turned=True, stride=2, padding=0, scattered=False)
     elif needed[0]:
-        turned, padding_back = stride == 1, weight.shape[-1] - 1 - padding if stride == 1 else 0
-        of_x = _convolve(
-            grad, weight, over_rows=False, turned=turned, stride=1, padding=padding_back, scattered=not turned
-        )
+        one = stride == 1
+        of_x = _convolve(grad, weight, over_rows=False, turned=one, stride=1, padding=padding, scattered=not one)
     if needed[1]:
-        of_weight = _kernel_gradient(*((grad, x) if transposed else (x, grad)), weight, stride, padding)
+        gathered, grid = (grad, x) if spread else (x, grad)
+        of_weight = _kernel_gradient(gathered, grid, weight, 2 if spread else stride, padding, turned=spread)
     return of_x, of_weight
 
 
@@ -306,20 +278,38 @@ def _convolve(
     kernels = kernel_library.library()
     assert kernels is not None
     batch, _, height, width = x.shape
-    rows, cols, size = weight.shape[:3]
-    sides = [2 * side + 1 if scattered else (side + 2 * padding - size) // stride + 1 for side in (height, width)]
+    rows, cols, size, _ = weight.shape
+    if scattered:
+        sides = 2 * height + 1, 2 * width + 1
+    else:
+        sides = (height + 2 * padding - size) // stride + 1, (width + 2 * padding - size) // stride + 1
     out = _map_like(x, batch, rows if over_rows else cols, *sides)
     bias = None if bias is None else bias.float().contiguous()
     _check(
         kernels.hamgan_convolve(
-            *(x.data_ptr(), batch, height, width, weight.data_ptr(), rows, size, cols, over_rows, turned, stride, padding),
+            *(
+                x.data_ptr(),
+                batch,
+                height,
+                width,
+                weight.data_ptr(),
+                rows,
+                size,
+                cols,
+                over_rows,
+                turned,
+                stride,
+                padding,
+            ),
             *(scattered, _pointer(bias), relu, out.data_ptr(), torch.get_num_threads()),
         )
     )
     return out
 
 
-def _kernel_gradient(gathered: Tensor, grid: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def _kernel_gradient(
+    gathered: Tensor, grid: Tensor, weight: Tensor, stride: int, padding: int, *, turned: bool
+) -> Tensor:
     kernels = kernel_library.library()
     assert kernels is not None
     out = torch.empty_like(weight)
@@ -327,7 +317,7 @@ def _kernel_gradient(gathered: Tensor, grid: Tensor, weight: Tensor, stride: int
         kernels.hamgan_kernel_gradient(
             *(gathered.data_ptr(), *gathered.shape[2:], gathered.shape[1]),
             *(grid.data_ptr(), grid.shape[0], *grid.shape[2:], grid.shape[1]),
-            *(weight.shape[2], stride, padding, out.data_ptr(), torch.get_num_threads()),
+            *(weight.shape[2], stride, padding, turned, out.data_ptr(), torch.get_num_threads()),
         )
     )
     return out

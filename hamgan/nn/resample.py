@@ -31,7 +31,7 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if weight.shape[-1] == 1:  # a pointwise map commutes with upsampling: four times fewer products
         return upsample(conv2d(x, weight, bias))
-    return sum_windows(conv2d(x, turn(weight), None, stride=2, transposed=True), 1.0, padded=False, after=bias)
+    return sum_windows(conv2d(x, weight, None, spread=True), 1.0, padded=False, after=bias)
 
 
 def conv2d_downsample(
@@ -180,22 +180,3 @@ class _SumWindows(torch.autograd.Function):
             for dtype, needed in zip(ctx.dtypes, (ctx.needs_input_grad[3], ctx.needs_input_grad[5]), strict=True)
         )
         return found, None, None, of_before, None, of_after
-
-
-def turn(weight: Tensor) -> Tensor:
-    """Return the kernel (c_in, c_out, k, k) of a transposed convolution that does what `weight` (c_out, c_in, k, k) does."""
-    if kernels.takes_kernel(weight):
-        return cast(Tensor, _Turn.apply(weight))
-    return weight.flip(2, 3).transpose(0, 1)
-
-
-class _Turn(torch.autograd.Function):
-    """Its own inverse and adjoint."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return kernels.turn(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return turn(gradients[0].contiguous(memory_format=torch.channels_last))

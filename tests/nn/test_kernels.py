@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hamgan.nn import kernel_library, kernels
 from hamgan.nn.blocks import DBlock, GBlock
-from hamgan.nn.convolution import conv2d
+from hamgan.nn.convolution import conv2d, turn
 from hamgan.nn.decomposition import NMF
 from hamgan.nn.norm import BatchNorm, BatchStatistics, ConditionalBatchNorm
 from hamgan.nn.recompute import recomputed
-from hamgan.nn.resample import add_upsampled, downsample, relu_and_downsample, sum_windows, turn
+from hamgan.nn.resample import add_upsampled, downsample, relu_and_downsample, sum_windows
 from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNormConfig
 
 SOURCE = Path(kernels.__file__).with_name("_kernels.c")
@@ -51,20 +51,22 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return loaded
 
 
-@pytest.fixture(autouse=True, params=["avx2", "avx512"])
+LEVELS = {"avx2": 1, "avx512": 2, "avx512_bf16": 3}
+
+
+@pytest.fixture(autouse=True, params=list(LEVELS))
 def library(
     request: pytest.FixtureRequest, compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ctypes.CDLL]:
     """The library with one set of instructions."""
-    level = compiled.hamgan_kernels_level()
-    if request.param == "avx512" and level < 2:
-        pytest.skip("this processor has no AVX-512")
-    narrow = request.param == "avx2"
-    compiled.hamgan_kernels_narrow(int(narrow))
+    level = LEVELS[request.param]
+    if compiled.hamgan_kernels_level() < level:
+        pytest.skip(f"this processor has no {request.param}")
+    compiled.hamgan_kernels_limit(level)
     monkeypatch.setattr(kernel_library, "library", lambda: compiled)
-    monkeypatch.setattr(kernel_library, "level", lambda: 1 if narrow else level)
+    monkeypatch.setattr(kernel_library, "level", lambda: level)
     yield compiled
-    compiled.hamgan_kernels_narrow(0)
+    compiled.hamgan_kernels_limit(max(LEVELS.values()))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -387,7 +389,7 @@ def test_each_kernel_gives_the_same_bits_with_any_number_of_threads(library: cty
         results = [moments, y, dgain, dbias, totals, dx, u, found, out, back, *kernels.channel_sums(grad, y)]
         sums = kernels.windows(x, 0.25, padded=True, before=gain[0], relu=True)
         results += [sums, *kernels.windows_gradient(sums, 0.25, padded=True, before=gain[0], value=x)]
-        if kernel_library.level() == 2:
+        if kernel_library.level() >= 2:
             columns = x.abs().flatten(2)
             bases, coef = kernels.nmf(columns, normal(4, 32, 20, seed=6).abs(), 3, inv_t=1.0, eps=1e-6)
             results += [bases, coef, *kernels.nmf_project(columns, bases, coef=coef, eps=1e-6)]
