@@ -22,6 +22,7 @@ int hamgan_kernels_version(void) { return 2; }
 #define LANES 16
 #define STRIP 1024 /* columns of a product that the first-level cache holds while rows go by */
 #define CHUNK 8192 /* numbers that one piece of work reads */
+#define PIECE 16384 /* numbers of a tensor in a list */
 
 struct matrix {
     const float *values;
@@ -652,6 +653,102 @@ static void turn_floats_part(const void *data, long from, long to) {
 void hamgan_turn(const void *weight, int half, long rows, long taps, long cols, void *out, int threads) {
     struct turning job = {weight, out, rows, taps, cols};
     in_parts(half ? turn_halves_part : turn_floats_part, &job, rows, LANES, rows * taps * cols, threads);
+}
+
+/* ---- Lists of tensors ---- */
+
+/* Tensors of `sizes` numbers, cut into pieces of at most PIECE: piece i begins at `starts[i]` of tensor `tensors[i]`. */
+struct list {
+    float *const *targets;
+    const float *const *sources;
+    const long *sizes, *tensors, *starts;
+    double *squares;
+    float weight;
+};
+
+static long piece_size(const struct list *list, long piece) {
+    const long left = list->sizes[list->tensors[piece]] - list->starts[piece];
+    return left < PIECE ? left : PIECE;
+}
+
+static void squares_part(const void *data, long from, long to) {
+    const struct list *list = data;
+    for (long piece = from; piece < to; piece++) {
+        const float *x = list->sources[list->tensors[piece]] + list->starts[piece];
+        const long size = piece_size(list, piece);
+        double *sum = list->squares + piece;
+        const int level = hamgan_kernels_level();
+        *sum = level > 2 ? HALVES(squares)(x, size) : level > 1 ? WIDE(squares)(x, size) : NARROW(squares)(x, size);
+    }
+}
+
+static void lerp_part(const void *data, long from, long to) {
+    const struct list *list = data;
+    for (long piece = from; piece < to; piece++) {
+        const long tensor = list->tensors[piece], start = list->starts[piece];
+        DO(lerp, list->targets[tensor] + start, list->sources[tensor] + start, list->weight, piece_size(list, piece));
+    }
+}
+
+/* Cut a list; returns the number of pieces, whose memory is to be freed as `tensors`, or -1 without memory. */
+static long cut_list(struct list *list, long count) {
+    long pieces = 0, *memory;
+    for (long i = 0; i < count; i++) pieces += (list->sizes[i] + PIECE - 1) / PIECE;
+    if (!(memory = malloc((2 * pieces + 1) * sizeof(long)))) return -1;
+    list->tensors = memory;
+    list->starts = memory + pieces;
+    for (long i = 0, piece = 0; i < count; i++)
+        for (long start = 0; start < list->sizes[i]; start += PIECE, piece++) {
+            memory[piece] = i;
+            memory[pieces + piece] = start;
+        }
+    return pieces;
+}
+
+/* The square root of the sum of the squares of all numbers of `count` tensors, float32. Returns 1 if there is no memory. */
+int hamgan_total_norm(const float *const *tensors, const long *sizes, long count, float *out, int threads) {
+    struct list list = {.sources = tensors, .sizes = sizes};
+    const long pieces = cut_list(&list, count);
+    double sum = 0;
+    if (pieces < 0 || !(list.squares = malloc((pieces + 1) * sizeof(double)))) {
+        if (pieces >= 0) free((void *)list.tensors);
+        return 1;
+    }
+    in_parts(squares_part, &list, pieces, 1, pieces * PIECE, threads);
+    for (long piece = 0; piece < pieces; piece++) sum += list.squares[piece];
+    *out = (float)sqrt(sum);
+    free(list.squares);
+    free((void *)list.tensors);
+    return 0;
+}
+
+/* Move `count` tensors, float32, towards others by `weight` of their difference. Returns 1 if there is no memory. */
+int hamgan_lerp(float *const *targets, const float *const *sources, const long *sizes, long count, float weight, int threads) {
+    struct list list = {.targets = targets, .sources = sources, .sizes = sizes, .weight = weight};
+    const long pieces = cut_list(&list, count);
+    if (pieces < 0) return 1;
+    in_parts(lerp_part, &list, pieces, 1, pieces * PIECE, threads);
+    free((void *)list.tensors);
+    return 0;
+}
+
+/* ---- Random numbers ---- */
+
+struct uniform {
+    const uint64_t *keys;
+    float *out;
+    long count;
+};
+
+static void uniform_part(const void *data, long from, long to) {
+    const struct uniform *job = data;
+    for (long i = from; i < to; i++) DO(uniform, job->keys[i], job->out + i * job->count, job->count);
+}
+
+/* `count` numbers in (0, 1) for each of some keys; see counter_random.py. */
+void hamgan_uniform(const uint64_t *keys, long num_keys, long count, float *out, int threads) {
+    struct uniform job = {keys, out, count};
+    in_parts(uniform_part, &job, num_keys, 1, num_keys * count, threads);
 }
 
 /* ---- Matrix decomposition ---- */

@@ -459,6 +459,59 @@ static void NAME(windows)(const struct windows *windows, long row) {
 #undef CALL
 }
 
+/* ---- Lists of tensors ---- */
+
+static double NAME(squares)(const float *x, long count) {
+    V s0 = {0}, s1 = {0};
+    long i = 0;
+    for (; i + 2 * LANES <= count; i += 2 * LANES) {
+        const V a = NAME(load)(x, i, 0), b = NAME(load)(x, i + LANES, 0);
+        s0 += a * a;
+        s1 += b * b;
+    }
+    double sum = NAME(total)(s0 + s1);
+    for (; i < count; i++) sum += (double)x[i] * x[i];
+    return sum;
+}
+
+static void NAME(lerp)(float *target, const float *source, float weight, long count) {
+    if (weight == 1) {
+        memcpy(target, source, count * sizeof(float));
+        return;
+    }
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const V a = NAME(load)(target, i, 0), b = NAME(load)(source, i, 0);
+        NAME(store)(target, i, weight < 0.5f ? a + weight * (b - a) : b - (b - a) * (1 - weight), 0);
+    }
+    for (; i < count; i++) {
+        const float a = target[i], b = source[i];
+        target[i] = weight < 0.5f ? a + weight * (b - a) : b - (b - a) * (1 - weight);
+    }
+}
+
+/* ---- Random numbers ---- */
+
+INLINE W NAME(mix)(W x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+static void NAME(uniform)(uint64_t key, float *out, long count) {
+    W counter;
+    for (uint32_t i = 0; i < LANES; i++) counter[i] = i;
+    for (long i = 0; i < count; i += LANES, counter += LANES) {
+        const W bits = NAME(mix)(NAME(mix)(counter * 0x9e3779b9u ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
+        const V x = (__builtin_convertvector(bits >> 9, V) + 0.5f) * 0x1p-23f;
+        if (i + LANES <= count) NAME(store)(out, i, x, 0);
+        else
+            for (long j = i; j < count; j++) out[j] = x[j - i];
+    }
+}
+
 #undef V
 #undef W
 #undef H

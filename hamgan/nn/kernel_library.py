@@ -14,6 +14,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as are_transforms_active
+from torch._C import _get_tracing_state as tracing_state
+from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 _VERSION = 2  # of the C functions' arguments
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
@@ -26,6 +30,9 @@ _FUNCTIONS = {
     "hamgan_windows": (_I, [_P, _I, _L, _L, _L, _L, _I, _F, _P, _I, _P, _P, _P, _P, _I]),
     "hamgan_convolve": (_I, [_P, _L, _L, _L, _P, _L, _L, _L, _I, _I, _L, _L, _I, _P, _I, _P, _I]),
     "hamgan_kernel_gradient": (_I, [_P, _L, _L, _L, _P, _L, _L, _L, _L, _L, _L, _L, _I, _P, _I]),
+    "hamgan_total_norm": (_I, [_P, _P, _L, _P, _I]),
+    "hamgan_lerp": (_I, [_P, _P, _P, _L, _F, _I]),
+    "hamgan_uniform": (None, [_P, _L, _L, _P, _I]),
     "hamgan_turn": (None, [_P, _I, _L, _L, _L, _P, _I]),
     "hamgan_channel_sums": (_I, [_P, _I, _P, _L, _L, _P, _P, _I]),
     "hamgan_nmf": (_I, [_P, *_MAP, _L, _L, _P, _P, _I, _F, _F, _I]),
@@ -92,13 +99,13 @@ def usable(tensor: Tensor) -> bool:
     """Say whether the kernels can be given a tensor's memory."""
     # A subclass may have none (torch's fake tensors), nor may those of torch.func; a trace would not see the calls.
     return (
-        tensor.device.type == "cpu"
+        tensor.is_cpu
         and not _switched_off
-        and not torch.compiler.is_compiling()
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.jit.is_tracing()
+        and type(tensor) in (Tensor, Parameter)
         and library() is not None
+        and not is_compiling()
+        and not are_transforms_active()
+        and tracing_state() is None
     )
 
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from hamgan.nn import kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +34,34 @@ def ema_decay(step: int, config: EmaConfig) -> float:
     return min(config.decay, (1 + since) / (10 + since)) if config.ramp_up else config.decay
 
 
-@torch.no_grad()
-def update_ema(average: nn.Module, network: nn.Module, step: int, config: EmaConfig) -> None:
-    """Move `average` towards `network` after `step` optimiser steps.
+class MovingAverage:
+    """What moves a network after another, step by step.
 
     Weights and running statistics are averaged; the vectors u of spectral norm and the bases of a ham are copied, as they
     belong to the latest weights and have no meaningful mean.
+
+    Args:
+        average: The network that is moved, in place.
+        network: The other one; both keep their tensors.
+        config: How fast.
     """
-    decay = ema_decay(step, config)
-    averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
-    sources = network.state_dict()
-    for name, target in average.state_dict().items():
-        if name.endswith(("spectral_norm.u", "_ham.bases")):
-            target.copy_(sources[name])
-        else:
-            averaged[0].append(target)
-            averaged[1].append(sources[name])
-    torch._foreach_lerp_(averaged[0], averaged[1], 1.0 - decay)
+
+    def __init__(self, average: nn.Module, network: nn.Module, config: EmaConfig) -> None:
+        self.config = config
+        targets, sources = average.state_dict(), network.state_dict()
+        copied = [name for name in targets if name.endswith(("spectral_norm.u", "_ham.bases"))]
+        averaged = [name for name in targets if name not in copied]
+        self._copied = [targets[name] for name in copied], [sources[name] for name in copied]
+        self._averaged = [targets[name] for name in averaged], [sources[name] for name in averaged]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the average after `step` optimiser steps."""
+        weight = 1.0 - ema_decay(step, self.config)
+        for (targets, sources), share in ((self._averaged, weight), (self._copied, 1.0)):
+            if kernels.takes_pairs(targets, sources):
+                kernels.lerp(targets, sources, share)
+            elif share == 1:
+                torch._foreach_copy_(targets, sources)
+            else:
+                torch._foreach_lerp_(targets, sources, share)

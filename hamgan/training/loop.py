@@ -11,7 +11,7 @@ from hamgan.device import check_compile, keep_memory, prepare, resolve_autocast,
 from hamgan.progress import Averages, Progress, SignalWatch, Stopped
 from hamgan.training import run_folder
 from hamgan.training.config import TrainConfig, parse_duration
-from hamgan.training.ema import update_ema
+from hamgan.training.ema import MovingAverage
 from hamgan.training.observer import Observer
 from hamgan.training.run import Run, begin_again, build_run, restore, set_learning_rates
 from hamgan.training.run_folder import GanRunFolder
@@ -65,6 +65,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
     progress = Progress(run.nimg, total_steps * config.batch_size * config.d_steps)
     sums = Averages()
     signals = SignalWatch()
+    average = MovingAverage(run.G_ema, run.G.network, config.ema)
     objective, augmentation = config.objective, config.augment
     take_d_step = partial(d_phase, run.G, run.D, objective=objective, augmentation=augmentation, autocast=autocast)
     take_g_step = partial(g_phase, run.G, run.D, objective=objective, augmentation=augmentation, autocast=autocast)
@@ -77,7 +78,7 @@ def train(config: TrainConfig, *, preset: str, root: Path = Path("runs"), run_di
                 sums.add(take_d_step(stream.micro_batches("d", repeat, real, y), penalize=penalize))
             sums.add(take_g_step(stream.micro_batches("g", 0, real, y)))
             run.step += 1
-            update_ema(run.G_ema, run.G.network, run.step, config.ema)
+            average.update(run.step)
             progress.update(run.nimg)
 
             stop = dist.any_rank(signals.received is not None)

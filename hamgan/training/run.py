@@ -16,6 +16,7 @@ from hamgan.device import Compile, uses_cuda_graphs
 from hamgan.models.discriminator import Discriminator
 from hamgan.models.generator import Generator
 from hamgan.training import run_folder
+from hamgan.training.adam import Adam
 from hamgan.training.config import OptimizerConfig, TrainConfig
 from hamgan.training.sentinel import SentinelState
 from hamgan.training.step import Network, Player
@@ -75,7 +76,7 @@ def build_player(
     network = network.to(device).to(memory_format=torch.channels_last)
     dist.broadcast_module(network)
     network.recompute = config.recompute
-    adam = torch.optim.Adam(
+    adam = Adam(
         network.parameters(),
         lr=optimizer.lr,
         betas=(optimizer.beta1, optimizer.beta2),

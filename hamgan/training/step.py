@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hamgan import dist
+from hamgan.nn import kernels
 from hamgan.nn.spectral_norm import SpectralNorm
 from hamgan.training.augment import AugmentConfig, augment
 from hamgan.training.losses import LossName, add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
@@ -234,9 +235,16 @@ def _finish(player: Player, orthogonal: float) -> Tensor:
         add_orthogonal_gradient(player.network, orthogonal)
     gradients = [p.grad for p in player.network.parameters() if p.grad is not None]
     dist.all_reduce_mean_coalesced(gradients)
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm = total_norm(gradients)
     player.optimizer.step()
     return norm
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all numbers of some tensors, a scalar."""
+    if kernels.takes_list(tensors):
+        return kernels.total_norm(tensors)
+    return torch.stack(torch._foreach_norm(list(tensors))).norm()
 
 
 def _mean(parts: Sequence[Statistics]) -> Statistics:

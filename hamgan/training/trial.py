@@ -10,7 +10,7 @@ from hamgan.device import resolve_autocast
 from hamgan.models.discriminator import Discriminator
 from hamgan.models.generator import Generator
 from hamgan.training.config import TrainConfig
-from hamgan.training.ema import update_ema
+from hamgan.training.ema import MovingAverage
 from hamgan.training.noise import NoiseSource, Phase
 from hamgan.training.run import build_player, copy_average
 from hamgan.training.step import MicroBatch, Player, d_phase, g_phase
@@ -39,7 +39,7 @@ def trial_step(config: TrainConfig, device: torch.device) -> Trial:
     torch.manual_seed(config.seed)
     G = build_player(Generator(config.generator), config.g_optimizer, config, device)
     D = build_player(Discriminator(config.discriminator), config.d_optimizer, config, device)
-    average = copy_average(G.network)
+    average = MovingAverage(copy_average(G.network), G.network, config.ema)
     micro, num_micro = config.micro_batches(1)
     _, autocast = resolve_autocast(config.precision, device)
     resolution, num_classes = config.generator.resolution, config.generator.num_classes
@@ -69,6 +69,6 @@ def trial_step(config: TrainConfig, device: torch.device) -> Trial:
             take_d_step(batches("d", repeat), penalize=False)
         take_g_step(batches("g", 0))
         step += 1
-        update_ema(average, G.network, step, config.ema)
+        average.update(step)
 
     return Trial(G=G, D=D, take=take)

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hamgan.nn import kernel_library, kernels
 from hamgan.nn.blocks import DBlock, GBlock
 from hamgan.nn.convolution import conv2d, turn
+from hamgan.nn.counter_random import uniform
 from hamgan.nn.decomposition import NMF
 from hamgan.nn.norm import BatchNorm, BatchStatistics, ConditionalBatchNorm
 from hamgan.nn.recompute import recomputed
@@ -292,6 +293,43 @@ def test_convolutions_give_bias_and_relu_their_gradients(channels: int, relu: bo
     exact = derivatives(plainly, [tensor.double() for tensor in inputs], twice=True)
     assert_same(ours[: 1 + len(inputs)], exact[: 1 + len(inputs)], TOLERANCE[dtype])
     assert_same(ours[1 + len(inputs) :], exact[1 + len(inputs) :], 4 * TOLERANCE[dtype])
+
+
+def tensors(seed: int = 0) -> list[Tensor]:
+    shapes = [(5,), (1,), (40, 30, 3, 3), (3, 70000), (16, 8, 3, 3)]
+    made = [normal(*shape, seed=seed + place) for place, shape in enumerate(shapes)]
+    made[2] = made[2].to(memory_format=LAST)
+    return made
+
+
+def test_norm_of_tensors() -> None:
+    assert kernels.takes_list(tensors())
+    expected = torch.cat([tensor.double().flatten() for tensor in tensors()]).norm()
+    assert abs(float(kernels.total_norm(tensors())) / float(expected) - 1) < 1e-6
+    assert kernels.total_norm([torch.tensor([1.0, float("nan")])]).isnan()
+    assert not kernels.takes_list([]) and not kernels.takes_list([normal(4, 6)[:, ::2]])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.001, 0.7, 1.0])
+def test_moving_tensors_towards_others(weight: float) -> None:
+    targets, sources = tensors(), tensors(seed=10)
+    expected = [one.lerp(other, weight) for one, other in zip(targets, sources, strict=True)]
+    assert kernels.takes_pairs(targets, sources)
+    version = targets[0]._version
+    kernels.lerp(targets, sources, weight)
+    assert targets[0]._version > version
+    for ours, theirs in zip(targets, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+        assert weight < 1 or torch.equal(ours, theirs)
+    assert not kernels.takes_pairs(targets, [tensor.clone(memory_format=torch.contiguous_format) for tensor in sources])
+
+
+@pytest.mark.parametrize("count", [1, 16, 37, 2048])
+def test_random_numbers_are_those_of_every_device(count: int) -> None:
+    keys = torch.tensor([0, 1, -1, 2**40 + 7, -(2**63), 2**63 - 1])
+    ours = uniform(keys, count)
+    with kernel_library.switched_off():
+        assert torch.equal(ours, uniform(keys, count))
 
 
 @pytest.mark.parametrize("library", ["avx512"], indirect=True)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from hamgan.device import Compile, check_compile, uses_cuda_graphs
 from hamgan.models.discriminator import Discriminator, DiscriminatorConfig
 from hamgan.models.generator import Generator, GeneratorConfig
 from hamgan.nn.spectral_norm import SNConv2d, SNEmbedding, SNLinear, SpectralNorm, SpectralNormConfig
+from hamgan.training.adam import Adam
 from hamgan.training.augment import NUM_RANDOM, AugmentConfig, augment, flip
 from hamgan.training.config import TrainConfig, load_config
-from hamgan.training.ema import EmaConfig, ema_decay, update_ema
+from hamgan.training.ema import EmaConfig, MovingAverage, ema_decay
 from hamgan.training.health import class_diversity, ham_statistics, largest_sigmas
 from hamgan.training.losses import add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
 from hamgan.training.noise import NoiseSource
@@ -100,13 +102,13 @@ def test_ema_follows_weights_and_statistics_and_copies_what_has_no_mean() -> Non
     )
     network, average = Generator(config), Generator(config)
     before = copy.deepcopy(average.state_dict())
-    update_ema(average, network, 101, EmaConfig(decay=0.9, start_step=100, ramp_up=False))
+    MovingAverage(average, network, EmaConfig(decay=0.9, start_step=100, ramp_up=False)).update(101)
     after, source = average.state_dict(), network.state_dict()
     for name in after:
         copied = name.endswith(("spectral_norm.u", "_ham.bases"))
         expected = source[name] if copied else before[name].lerp(source[name], 0.1)
         assert torch.allclose(after[name], expected, atol=1e-7), name
-    update_ema(average, network, 100, EmaConfig(decay=0.9, start_step=100))
+    MovingAverage(average, network, EmaConfig(decay=0.9, start_step=100)).update(100)
     assert all(torch.equal(a, b) for a, b in zip(average.state_dict().values(), source.values(), strict=True))
     assert ema_decay(1, EmaConfig(decay=0.9999)) == pytest.approx(2 / 11)
     assert ema_decay(10**6, EmaConfig(decay=0.9999)) == 0.9999
@@ -352,3 +354,26 @@ def test_health_tells_collapse_from_diversity(tiny_generator_config: GeneratorCo
     kinds = ("gate", "reconstruction_error", "dead_bases", "effective_rank")
     assert set(found) == {f"G/contexts.1/{kind}" for kind in kinds}
     assert 0 < float(found["G/contexts.1/reconstruction_error"]) < 1
+
+
+def test_adam_is_torchs_through_saving_loading_and_missing_gradients() -> None:
+    torch.manual_seed(0)
+    shapes = (3, 4), (5,), (2, 3, 3, 3)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours]
+    settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.0, 0.9), "eps": 1e-6, "fused": True}
+    adam, plain = Adam(ours, **settings), torch.optim.Adam(theirs, **settings)
+    for step in range(8):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        if step == 4:
+            ours[1].grad = theirs[1].grad = None
+        if step == 6:
+            adam.load_state_dict(copy.deepcopy(adam.state_dict()))
+        for optimizer in (adam, plain):
+            optimizer.param_groups[0]["lr"] *= 0.9
+            optimizer.step()
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True)), step
+    for one, other in zip(adam.state_dict()["state"].values(), plain.state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
