@@ -641,8 +641,8 @@ def _floats(*shape: int) -> Tensor:
 
 def _map_like(x: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
     # Not a view of something else: autograd refuses to have those written over.
-    shape = (batch, channels, height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.new_empty_strided((batch, channels, height, width), strides)
 
 
 def _map(x: Tensor) -> tuple[bool, int, int, int]:

@@ -84,7 +84,7 @@ class SpectralNorm(nn.Module):
             assert isinstance(self._last, Tensor)
             found, advance = self._last, 3
         else:
-            found = weight.new_empty(weight.shape[0] + weight[0].numel() + 2)
+            found = weight.new_empty(weight.shape[0] + weight.numel() // weight.shape[0] + 2)
             advance = 1 if not self.training else 0 if self.held else 2
         if self.training:
             self._last = found

@@ -7,6 +7,7 @@ optimiser step. It returns its statistics as tensors on the device: nothing here
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -92,6 +93,11 @@ class Player:
     replays: bool = False
     """Whether `call` replays CUDA graphs, each replay writing over what the last one put out: also over gradients."""
 
+    @cached_property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """The network's weights, looked up once."""
+        return tuple(self.network.parameters())
+
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -121,9 +127,7 @@ def d_phase(
         Means over the micro-batches: d_loss, real_logits, fake_logits, d_accuracy_real, d_accuracy_fake, d_penalty, and
         the gradient's norm d_grad_norm.
     """
-    G.network.requires_grad_(False)
-    D.network.requires_grad_(True)
-    D.optimizer.zero_grad(set_to_none=True)
+    _begin_phase(D, held=G)
     parts = []
     for index, batch in enumerate(batches):
         _begin(G, D)
@@ -170,9 +174,7 @@ def g_phase(
     Returns:
         Means over the micro-batches: g_loss, and the gradient's norm g_grad_norm.
     """
-    G.network.requires_grad_(True)
-    D.network.requires_grad_(False)
-    G.optimizer.zero_grad(set_to_none=True)
+    _begin_phase(G, held=D)
     parts = []
     for index, batch in enumerate(batches):
         _begin(G, D)
@@ -195,6 +197,15 @@ def g_phase(
     return _mean(parts) | {"g_grad_norm": norm}
 
 
+def _begin_phase(player: Player, *, held: Player) -> None:
+    """Have the weights of one network alone take gradients, of which there are none yet."""
+    for weight in held.weights:
+        weight.requires_grad_(False)
+    for weight in player.weights:
+        weight.requires_grad_(True)
+        weight.grad = None
+
+
 def _begin(*players: Player) -> None:
     """Say, where CUDA graphs are replayed, that a micro-batch begins and what earlier ones put out may be written over."""
     if any(player.replays for player in players):
@@ -205,9 +216,9 @@ def _keep_gradients(player: Player, *, first: bool, last: bool) -> None:
     """Copy the first micro-batch's gradients, to which others are added, out of the CUDA graphs' memory."""
     if not player.replays or not first or last:
         return
-    for parameter in player.network.parameters():
-        if parameter.grad is not None:
-            parameter.grad = parameter.grad.clone()
+    for weight in player.weights:
+        if weight.grad is not None:
+            weight.grad = weight.grad.clone()
 
 
 @contextmanager
@@ -233,7 +244,7 @@ def _finish(player: Player, orthogonal: float) -> Tensor:
     """Average the gradients over the processes, regularise, step; return the gradient's norm before the step."""
     if orthogonal:
         add_orthogonal_gradient(player.network, orthogonal)
-    gradients = [p.grad for p in player.network.parameters() if p.grad is not None]
+    gradients = [weight.grad for weight in player.weights if weight.grad is not None]
     dist.all_reduce_mean_coalesced(gradients)
     norm = total_norm(gradients)
     player.optimizer.step()
