@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -295,6 +296,73 @@ def test_convolutions_give_bias_and_relu_their_gradients(channels: int, relu: bo
     assert_same(ours[1 + len(inputs) :], exact[1 + len(inputs) :], 4 * TOLERANCE[dtype])
 
 
+CONVOLUTIONS = [  # batch, c_in, c_out, height, width, k, whether strided (2), spread
+    (2, 16, 16, 8, 8, 3, False, False),
+    (1, 3, 16, 8, 12, 3, False, False),
+    (2, 16, 3, 9, 7, 3, False, False),
+    (1, 2, 4, 5, 5, 3, False, False),
+    (3, 64, 64, 4, 4, 3, False, False),
+    (2, 32, 48, 4, 5, 3, False, False),
+    (5, 16, 16, 40, 64, 3, False, False),
+    (2, 5, 7, 6, 5, 3, False, False),
+    (1, 48, 80, 20, 20, 3, False, False),
+    (1, 16, 16, 1, 1, 3, False, False),
+    (2, 32, 64, 8, 8, 1, False, False),
+    (2, 3, 16, 5, 8, 1, False, False),
+    (2, 16, 32, 9, 9, 3, True, False),
+    (2, 32, 32, 17, 33, 3, True, False),
+    (20, 64, 64, 5, 5, 3, True, False),
+    (2, 7, 5, 3, 3, 3, True, False),
+    (2, 16, 16, 4, 4, 3, False, True),
+    (2, 64, 32, 4, 7, 3, False, True),
+    (1, 3, 5, 1, 2, 3, False, True),
+    (2, 64, 16, 64, 64, 3, False, True),
+]
+
+
+@pytest.mark.parametrize("library", ["avx512_bf16"], indirect=True)
+@pytest.mark.parametrize("sizes", CONVOLUTIONS)
+def test_convolutions_of_bfloat16(sizes: tuple[int, int, int, int, int, int, bool, bool]) -> None:
+    batch, c_in, c_out, height, width, k, strided, spread = sizes
+    stride, padding = (2, 0) if strided else (1, 0 if spread else k // 2)
+    half = torch.bfloat16
+    x = normal(batch, c_in, height, width, dtype=half).to(memory_format=LAST)
+    weight = normal(c_out, c_in, k, k, seed=1, dtype=half).to(memory_format=LAST)
+    bias = normal(c_out, seed=2, dtype=half).float()
+    assert kernels.takes_convolution(x, weight, stride, padding, spread=spread)
+    for relu in (False, True):
+
+        def plainly(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = relu) -> Tensor:
+            if spread:
+                out = F.conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), bias, stride=2)
+            else:
+                out = F.conv2d(x, weight, bias, stride=stride, padding=padding)
+            return F.relu(out) if relu else out
+
+        def ours(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = relu) -> Tensor:
+            return conv2d(x, weight, bias, stride=stride, padding=padding, spread=spread, relu=relu)
+
+        found = derivatives(ours, [x, weight, bias], twice=True)
+        exact = derivatives(plainly, [tensor.double() for tensor in (x, weight, bias)], twice=True)
+        assert found[0].is_contiguous(memory_format=LAST) and found[2].stride() == weight.stride()
+        # One rounding to 8 bits; of gradients also that of the direction, and at ReLUs values that it moves over zero.
+        assert_same(found[:1], exact[:1], 3e-3)
+        assert_same(found[1:4], exact[1:4], 8e-3)
+        assert_same(found[4:], exact[4:], 0.05)
+
+
+@pytest.mark.parametrize("library", ["avx512_bf16"], indirect=True)
+def test_convolutions_are_of_each_image_alone_and_keep_what_is_not_a_number() -> None:
+    x = normal(3, 16, 10, 8, dtype=torch.bfloat16).to(memory_format=LAST)
+    weight = normal(16, 16, 3, 3, seed=1, dtype=torch.bfloat16).to(memory_format=LAST)
+    out = conv2d(x, weight, None, padding=1, relu=True)
+    assert torch.equal(conv2d(x[1:2], weight, None, padding=1, relu=True), out[1:2])
+    x[1, 0, 4, 4] = float("nan")
+    ruined = conv2d(x, weight, None, padding=1, relu=True)
+    assert ruined[1, :, 3:6, 3:6].isnan().all() and ruined.isnan().sum() == 16 * 9
+    assert torch.equal(ruined[[0, 2]], out[[0, 2]])
+
+
 def tensors(seed: int = 0) -> list[Tensor]:
     shapes = [(5,), (1,), (40, 30, 3, 3), (3, 70000), (16, 8, 3, 3)]
     made = [normal(*shape, seed=seed + place) for place, shape in enumerate(shapes)]
@@ -427,6 +495,21 @@ def test_each_kernel_gives_the_same_bits_with_any_number_of_threads(library: cty
         results = [moments, y, dgain, dbias, totals, dx, u, found, out, back, *kernels.channel_sums(grad, y)]
         sums = kernels.windows(x, 0.25, padded=True, before=gain[0], relu=True)
         results += [sums, *kernels.windows_gradient(sums, 0.25, padded=True, before=gain[0], value=x)]
+        if kernel_library.level() >= 3:
+            half, kernel = x.bfloat16(), normal(48, 32, 3, 3, seed=7, dtype=torch.bfloat16).to(memory_format=LAST)
+            for stride, padding, spread, of in (
+                (1, 1, False, half),
+                (2, 0, False, half[..., :39, :39]),
+                (1, 0, True, half),
+            ):
+                taken = of.contiguous(memory_format=LAST)
+                assert kernels.takes_convolution(taken, kernel, stride, padding, spread=spread)
+                place: dict[str, Any] = {"stride": stride, "padding": padding, "spread": spread}
+                made = kernels.convolve(taken, kernel, gain[0, :1].expand(48), relu=False, **place)
+                of_x, of_kernel = kernels.convolve_gradient(made, taken, kernel, (True, True), **place)
+                assert of_x is not None and of_kernel is not None
+                results += [made, of_x, of_kernel]
+        results.append(kernels.total_norm([x, weight]))
         if kernel_library.level() >= 2:
             columns = x.abs().flatten(2)
             bases, coef = kernels.nmf(columns, normal(4, 32, 20, seed=6).abs(), 3, inv_t=1.0, eps=1e-6)
