@@ -15,7 +15,7 @@ setup(
         for package, name, headers in (
             ("data", "_resize", []),
             ("data", "_jpeg", ["_huffman.h"]),
-            ("nn", "_kernels", ["_kernels.h", "_nmf.h"]),
+            ("nn", "_kernels", ["_kernels.h", "_nmf.h", "_convolution.h"]),
         )
     ]
 )

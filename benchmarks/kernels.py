@@ -20,7 +20,7 @@ from hamgan.nn import kernel_library
 from hamgan.nn.convolution import conv2d
 from hamgan.nn.decomposition import NMF
 from hamgan.nn.norm import BatchStatistics
-from hamgan.nn.resample import add_upsampled, relu_and_downsample
+from hamgan.nn.resample import add_upsampled, conv2d_downsample, relu_and_downsample, upsample_conv2d
 from hamgan.nn.spectral_norm import SNConv2d, SpectralNormConfig
 
 QUICK = ["--repeats", "9"]
@@ -66,10 +66,26 @@ def shortcut_up(channels: int, side: int, dtype: torch.dtype) -> Callable[[], ob
     return _train(lambda h, low: add_upsampled(h * 1, low), h, low)
 
 
-def bias_and_relu(channels: int, side: int, dtype: torch.dtype) -> Callable[[], object]:
-    """A pointwise convolution with bias and ReLU, batch 16; its products are torch's on both sides."""
-    x, weight = _map(16, channels, side, side, dtype=dtype), _map(channels, channels, 1, 1, dtype=dtype)
-    return _train(partial(conv2d, relu=True), x, weight, torch.zeros(channels, requires_grad=True))
+def convolution(c_in: int, c_out: int, side: int, dtype: torch.dtype, size: int = 3) -> Callable[[], object]:
+    """A convolution with bias and ReLU, batch 16; in float32 its products are torch's on both sides."""
+    x, weight = _map(16, c_in, side, side, dtype=dtype), _map(c_out, c_in, size, size, dtype=dtype)
+    return _train(partial(conv2d, padding=size // 2, relu=True), x, weight, torch.zeros(c_out, requires_grad=True))
+
+
+def downsampling(channels: int, side: int, dtype: torch.dtype) -> Callable[[], object]:
+    """The second convolution of a discriminator's block, with the first one's bias and ReLU, batch 16; products as above."""
+    x, weight = _map(16, channels, side, side, dtype=dtype), _map(channels, channels, 3, 3, dtype=dtype)
+
+    def run(x: Tensor, weight: Tensor, before: Tensor) -> Tensor:
+        return conv2d_downsample(x, weight, None, before=before, relu=True)
+
+    return _train(run, x, weight, torch.zeros(channels, requires_grad=True))
+
+
+def upsampling(channels: int, side: int, dtype: torch.dtype) -> Callable[[], object]:
+    """The first convolution of a generator's block, batch 8; products as above."""
+    x, weight = _map(8, channels, side, side, dtype=dtype), _map(channels // 2, channels, 3, 3, dtype=dtype)
+    return _train(upsample_conv2d, x, weight, torch.zeros(channels // 2, requires_grad=True))
 
 
 def nmf(dim: int, rank: int, dtype: torch.dtype) -> Callable[[], object]:
@@ -91,7 +107,14 @@ PARTS: dict[str, Callable[[torch.dtype], Callable[[], object]]] = {
     "conditional norm and ReLU, 256 channels, 8x8": partial(batch_norm, 256, 8),
     "ReLU and pooled shortcut, 16 channels, 64x64": partial(shortcut_down, 16, 64),
     "upsampled shortcut, 16 channels, 128x128": partial(shortcut_up, 16, 128),
-    "1x1 convolution, bias and ReLU, 16 channels, 128x128": partial(bias_and_relu, 16, 128),
+    "1x1 convolution, bias and ReLU, 16 channels, 128x128": partial(convolution, 16, 16, 128, size=1),
+    "3x3 convolution, 16 channels, 128x128": partial(convolution, 16, 16, 128),
+    "3x3 convolution, 256 channels, 8x8": partial(convolution, 256, 256, 8),
+    "3x3 convolution, 16 to 3 channels, 128x128": partial(convolution, 16, 3, 128),
+    "downsampling convolution, 16 channels, 128x128": partial(downsampling, 16, 128),
+    "downsampling convolution, 128 channels, 16x16": partial(downsampling, 128, 16),
+    "upsampling convolution, 32 to 16 channels, 64x64": partial(upsampling, 32, 64),
+    "upsampling convolution, 256 to 128 channels, 8x8": partial(upsampling, 256, 8),
     "NMF, 64 channels, rank 32": partial(nmf, 64, 32),
     "NMF, 256 channels, rank 32": partial(nmf, 256, 32),
 }

@@ -304,7 +304,7 @@ static void gather_thin_rows(const struct conv *job, const uint32_t *packed, lon
     }
 }
 
-/* The same of a result that is twice as high and wide and one more: pixel (i, j) times tap (y, x) goes to (2 i + y, 2 j + x). */
+/* The same of a result that is twice as high and wide and one more: pixel (i, j) by tap (y, x) goes to (2 i + y, 2 j + x). */
 static void scatter_rows(const struct conv *job, const uint32_t *packed, long base, long sample, long first, long last) {
     const long width = packed_width(job), step = 2 * job->out_channels;
     const struct cut even = cut_row(job->width + 1, (int)job->vectors), odd = cut_row(job->width, (int)job->vectors);
@@ -375,13 +375,15 @@ int hamgan_convolve(const void *x, long samples, long height, long width, const 
                     int over_rows, int reversed, long stride, long pad, int scattered, const float *bias, int relu, void *out,
                     int threads) {
     if (hamgan_kernels_level() < 3 || (size != 1 && size != 3) || (stride == 2 && pad) || (scattered && size != 3)) return 2;
-    const long channels = over_rows ? cols : rows, out_channels = over_rows ? rows : cols, all = (out_channels + LANES - 1) / LANES;
+    const long channels = over_rows ? cols : rows, out_channels = over_rows ? rows : cols;
+    const long all = (out_channels + LANES - 1) / LANES;
     struct conv job = {.x = x, .out = out, .height = height, .width = width, .channels = channels, .out_channels = out_channels,
                        .size = size, .pad = pad, .stride = scattered ? 1 : stride, .reversed = reversed,
                        .scattered = scattered, .relu = relu};
     if (scattered) job.pad = 0;
     job.out_height = scattered ? 2 * height + 1 : (height + 2 * pad - size) / stride + 1;
     job.out_width = scattered ? 2 * width + 1 : (width + 2 * pad - size) / stride + 1;
+    if (job.out_height < 1 || job.out_width < 1) return 2;
     job.pairs = (channels + 1) / 2;
     job.vectors = all % 4 == 0 && job.out_width <= 6 ? 4 : all % 2 == 0 ? 2 : 1;
     job.blocks = all / job.vectors;
@@ -529,7 +531,8 @@ static void add_products(const struct kernel_gradient *job, const struct packed_
 static void kernel_gradient_part(const void *data, long from, long to) {
     const struct kernel_gradient *job = data;
     const long stride = job->stride, pairs = (job->width + 1) / 2, width = job->vectors * LANES;
-    const long lines = job->size * job->block, a_rows = (job->rows - 1) * stride + job->size, of_sums = job->size * lines * width;
+    const long lines = job->size * job->block, of_sums = job->size * lines * width;
+    const long a_rows = (job->rows - 1) * stride + job->size;
     struct packed_pairs of = {.a_pair = lines, .a_row = stride * pairs * lines, .a_sample = a_rows * pairs * lines,
                               .b_pair = width, .b_row = pairs * width, .b_sample = job->rows * pairs * width, .pairs = pairs};
     uint32_t *a = malloc(job->at_once * (of.a_sample + of.b_sample) * sizeof(uint32_t)), *b = a + job->at_once * of.a_sample;
@@ -552,7 +555,8 @@ static void kernel_gradient_part(const void *data, long from, long to) {
                     const uint16_t *grid = job->b + (sample + s) * job->height * job->width * job->channels;
                     const uint16_t *map = job->a + (sample + s) * job->a_height * job->a_width * job->a_channels;
                     for (long row = 0; row < of.rows; row++)
-                        pack_grid_row(job, grid + (top + row) * job->width * job->channels, b + s * of.b_sample + row * of.b_row);
+                        pack_grid_row(job, grid + (top + row) * job->width * job->channels,
+                                      b + s * of.b_sample + row * of.b_row);
                     for (long row = 0; row < (of.rows - 1) * stride + job->size; row++) {
                         const long i = top * stride - job->pad + row;
                         const uint16_t *in = map + i * job->a_width * job->a_channels + block * job->block;
@@ -589,7 +593,7 @@ static void kernel_gradient_out(const void *data, long from, long to) {
             for (long c = 0; c < most; c++)
                 _mm256_storeu_si256((__m256i *)rows[c], (__m256i)_mm512_cvtneps_pbh(sum_of_groups(job, tap, first + c, n)));
             uint16_t *out = job->out + (n * LANES * taps + tap) * channels + first;
-            if (!job->swapped && most == LANES && (n + 1) * LANES <= job->channels) {
+            if (!job->swapped && most == LANES && channels % 2 == 0 && (n + 1) * LANES <= job->channels) {
                 uint32_t pairs[LANES / 2][LANES];
                 for (long q = 0; q < LANES / 2; q++) pack_pair(rows[2 * q], rows[2 * q + 1], LANES, pairs[q]);
                 for (long i = 0; i < LANES; i += 8)
@@ -597,7 +601,8 @@ static void kernel_gradient_out(const void *data, long from, long to) {
             } else {
                 for (long i = 0; i < LANES && n * LANES + i < job->channels; i++)
                     for (long c = 0; c < most; c++) {
-                        if (job->swapped) job->out[((first + c) * taps + taps - 1 - tap) * job->channels + n * LANES + i] = rows[c][i];
+                        const long turned = ((first + c) * taps + taps - 1 - tap) * job->channels + n * LANES + i;
+                        if (job->swapped) job->out[turned] = rows[c][i];
                         else out[i * taps * channels + c] = rows[c][i];
                     }
             }
@@ -640,9 +645,8 @@ int hamgan_kernel_gradient(const void *a, long a_height, long a_width, long a_ch
     job.sums = malloc(job.groups * job.blocks * of_sums * sizeof(float));
     if (!job.sums) return 1;
     in_parts(kernel_gradient_part, &job, job.groups * job.blocks, 1, samples * height * width * channels, threads);
-    if (!job.failed)
-        in_parts(kernel_gradient_out, &job, (a_channels + LANES - 1) / LANES * size * size, 1, job.groups * job.blocks * of_sums,
-                 threads);
+    const long blocks = (a_channels + LANES - 1) / LANES * size * size;
+    if (!job.failed) in_parts(kernel_gradient_out, &job, blocks, 1, job.groups * job.blocks * of_sums, threads);
     free(job.sums);
     return job.failed;
 }

@@ -1,7 +1,7 @@
-/* What a training step on a CPU does outside convolutions: spectral norm, batch norm with its gain, bias and ReLU, pooling, the
-   gradients of biases, and the steps of NMF, each in as few passes over memory as it takes, for x86-64 with AVX2 or AVX-512
-   (NMF: AVX-512 alone). kernels.py calls it through ctypes, so that nothing here depends on Python or torch. The loops are in
-   _kernels.h, compiled for both, and _nmf.h.
+/* What a training step on a CPU is made of: spectral norm, batch norm with its gain, bias and ReLU, pooling, sums over windows,
+   the gradients of biases and lists of tensors, for x86-64 with AVX2 or AVX-512, the steps of NMF (AVX-512), and convolutions
+   in bfloat16 (AVX-512 BF16), each in as few passes over memory as it takes. kernels.py calls it through ctypes, so that
+   nothing here depends on Python or torch. The loops are in _kernels.h, compiled for all, _nmf.h and _convolution.h.
 
    Threads are those of the OpenMP library that torch has loaded already: hamgan_kernels_threads is given its functions.
    A second such library would keep threads of its own, spinning beside torch's. */
@@ -40,7 +40,12 @@ struct windows {
     int half, relu;
 };
 
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define HAS_BF16 1 /* the compiler */
 #define HALVES(x) x##_halves
+#else
+#define HALVES WIDE
+#endif
 #define WIDE(x) x##_wide
 #define NARROW(x) x##_narrow
 #define INLINE static inline __attribute__((always_inline))
@@ -58,6 +63,7 @@ struct windows {
 #define END_FOR PRAGMA(GCC pop_options)
 #endif
 
+#ifdef HAS_BF16
 FOR(AVX512_BF16, ",prefer-vector-width=512")
 #define NAME HALVES
 #define ROUND _mm512_cvtneps_pbh
@@ -65,6 +71,7 @@ FOR(AVX512_BF16, ",prefer-vector-width=512")
 #undef ROUND
 #undef NAME
 END_FOR
+#endif
 FOR(AVX512, ",prefer-vector-width=512")
 #define NAME WIDE
 #include "_kernels.h"
@@ -90,7 +97,10 @@ int hamgan_kernels_level(void) {
         level = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
         if (level && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-            level = 2 + (__builtin_cpu_supports("avx512bf16") != 0);
+            level = 2;
+#ifdef HAS_BF16
+        if (level == 2 && __builtin_cpu_supports("avx512bf16")) level = 3;
+#endif
     }
     return level < most ? level : most;
 }
@@ -591,8 +601,8 @@ static void windows_part(const void *data, long from, long to) {
    before  (channels,) numbers that are added to the map before its positive part is taken, where `relu`; NULL: 0
    after   (channels,) numbers that are added to the sums; NULL: 0
    value   the map whose positive part with `before` this is the gradient of, where that is asked for; otherwise NULL
-   total   (channels,) is filled with the sums over all pixels: of the result where `value` is given, otherwise of the map, which
-           takes `pad` 1; NULL: not asked for; always asked for with `value`
+   total   (channels,) is filled with the sums over all pixels: of the result where `value` is given, otherwise of the map;
+           NULL: not asked for; always asked for with `value`
 
    Returns 1 if there is no memory. */
 int hamgan_windows(const void *x, int half, long samples, long height, long width, long channels, int pad, float by,
@@ -822,9 +832,14 @@ int hamgan_nmf_project(const void *x, int half, long samples, long pixels, long 
 
 /* ---- Convolutions ---- */
 
+#ifdef HAS_BF16
 FOR(AVX512_BF16, ",prefer-vector-width=512")
 #include "_convolution.h"
 END_FOR
+#else
+int hamgan_convolve(void) { return 2; }
+int hamgan_kernel_gradient(void) { return 2; }
+#endif
 
 #else
 int hamgan_kernels_level(void) { return 0; }

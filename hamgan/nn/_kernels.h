@@ -405,8 +405,8 @@ static void NAME(channel_sums)(const void *grad, int half, const void *value, vo
 
 /* ---- Windows of two by two pixels ---- */
 
-/* Row `row` of `windows->out`, whose pixel (i, j) is `by` times the sum of the map over rows i - pad and i - pad + 1 and columns
-   j - pad and j - pad + 1, without what lies outside. With `relu` the map's positive part after `before` was added to it; with
+/* Row `row` of `windows->out`, whose pixel (i, j) is `by` times the sum of the map over rows i - pad and i - pad + 1 and
+   columns j - pad and j - pad + 1, without what lies outside. With `relu` the map's positive part after `before` was added to it; with
    `mask` the sums there where `value` plus `before` is positive or not a number; with `sums` the sums over a row of the map (1)
    or of the result (2) beside them. */
 INLINE void NAME(windows_as)(const struct windows *windows, long row, const int half, const int relu, const int mask,
@@ -424,6 +424,7 @@ INLINE void NAME(windows_as)(const struct windows *windows, long row, const int 
             if (j < width) {
                 if (upper) {
                     const V x = NAME(load)(windows->x, at + j * channels + c, half);
+                    if (sums == 1 && i == 0) total += x; /* of a map without padding: no row is above it */
                     right = relu ? NAME(positive)(x + before) : x;
                 }
                 if (lower) {

@@ -78,7 +78,7 @@ class _Conv2d(torch.autograd.Function):
         spread: bool,
         relu: bool,
     ) -> Tensor:
-        ctx.compiled = kernels.takes_convolution(x, weight, stride, padding, spread=spread)
+        ctx.compiled = kernels.takes_convolution(x, weight, bias, stride, padding, spread=spread)
         if ctx.compiled:
             out = kernels.convolve(x, weight, bias, stride=stride, padding=padding, spread=spread, relu=relu)
         else:

@@ -101,9 +101,9 @@ def usable(tensor: Tensor) -> bool:
     return (
         tensor.is_cpu
         and not _switched_off
+        and not is_compiling()  # before all that a compiler cannot look into
         and type(tensor) in (Tensor, Parameter)
         and library() is not None
-        and not is_compiling()
         and not are_transforms_active()
         and tracing_state() is None
     )

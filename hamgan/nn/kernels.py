@@ -1,4 +1,4 @@
-"""The compiled parts of a training step on a CPU: spectral norm, batch norm, pooling, gradients of biases, and NMF.
+"""The compiled parts of a training step on a CPU: convolutions in bfloat16, spectral norm, batch norm, pooling, NMF, and more.
 
 Where they cannot be used (see kernel_library.py), on other devices and through torch.compile, the layers are made of torch's
 operations, which take many more passes over memory and many more calls. Both ways compute the same; sums are rounded in another
@@ -100,23 +100,26 @@ def takes_columns(x: Tensor, rank: int) -> bool:
     )
 
 
-def takes_convolution(x: Tensor, weight: Tensor, stride: int, padding: int, *, spread: bool) -> bool:
+def takes_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, *, spread: bool
+) -> bool:
     """Say whether `convolve` and `convolve_gradient` take a map and a kernel, both bfloat16 in channels_last memory.
 
     Kernels have 1x1 or 3x3 pixels and same padding; of stride 2 and spread those of 3x3 alone, without padding, and of stride 2
-    maps of odd sides.
+    maps of odd sides from 3 on. A bias is (c_out,).
     """
     size = weight.shape[-1]
     if stride == 1 and not spread:
         fits = size in (1, 3) and padding == size // 2
     else:
-        odd = x.shape[2] % 2 == 1 and x.shape[3] % 2 == 1
+        odd = min(x.shape[2:]) >= 3 and x.shape[2] % 2 == 1 and x.shape[3] % 2 == 1
         fits = size == 3 and padding == 0 and ((spread and stride == 1) or (stride == 2 and odd and not spread))
     return (
         fits
         and x.dtype == weight.dtype == torch.bfloat16
         and weight.shape[2] == size
         and x.shape[1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
         and takes_pixels(x)
         and takes_pixels(weight)
         and kernel_library.level() >= _CONVOLUTION_LEVEL

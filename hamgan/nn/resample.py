@@ -137,7 +137,8 @@ def sum_windows(
         after: (C,) or None.
     """
     in_one_pass = after is None if relu else before is None
-    if not in_one_pass or not kernels.takes_map(x):
+    fit = all(shift is None or shift.shape == x.shape[1:2] for shift in (before, after))
+    if not in_one_pass or not fit or not kernels.takes_map(x):
         return _sum_windows(x, by, padded, before, relu, after)
     return cast(Tensor, _SumWindows.apply(x, by, padded, before, relu, after))
 

@@ -29,7 +29,7 @@ class Adam(torch.optim.Adam):
         (group,) = self.param_groups
         weights = group["params"] if self._lists is None else self._lists[0]
         gradients = [weight.grad for weight in weights if weight.grad is not None and weight.grad.is_cpu]
-        plain = group["fused"] and not group["amsgrad"] and not group["maximize"]
+        plain = group["fused"] and not (group["amsgrad"] or group["maximize"] or group["decoupled_weight_decay"])
         if closure is not None or not plain or len(gradients) < len(weights):
             return super().step(closure)
         if self._lists is None:

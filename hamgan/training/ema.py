@@ -59,6 +59,8 @@ class MovingAverage:
         """Move the average after `step` optimiser steps."""
         weight = 1.0 - ema_decay(step, self.config)
         for (targets, sources), share in ((self._averaged, weight), (self._copied, 1.0)):
+            if not targets:
+                continue
             if kernels.takes_pairs(targets, sources):
                 kernels.lerp(targets, sources, share)
             elif share == 1:

@@ -36,8 +36,17 @@ LAST = torch.channels_last
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
-def compile_to(path: Path, source: Path = SOURCE, compiler: str | None = None) -> Path:
-    command = [compiler or COMPILERS[0], "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-shared", "-fPIC"]
+def compile_to(path: Path, source: Path = SOURCE, compiler: str | None = None, *, optimized: bool = True) -> Path:
+    command = [
+        compiler or COMPILERS[0],
+        "-O3" if optimized else "-O0",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-psabi",
+        "-shared",
+        "-fPIC",
+    ]
     subprocess.run([*command, "-o", str(path), str(source)], check=True)
     return path
 
@@ -79,7 +88,9 @@ def derivatives(run: Callable[..., Tensor], inputs: list[Tensor], *, twice: bool
     """Return a function's result and gradients, and where asked those of the gradients' squares, at the same inputs."""
     leaves = [tensor.detach().clone().requires_grad_(True) for tensor in inputs]
     out = run(*leaves)
-    direction = normal(*out.shape, seed=9).to(out)
+    direction = torch.empty_like(out).copy_(
+        normal(*out.shape, seed=9)
+    )  # a map's in its layout, so that kernels take it
     found = [out.detach(), *torch.autograd.grad((out * direction).sum(), leaves, retain_graph=True)]
     if twice:
         first = torch.autograd.grad((out.square() * direction).sum(), leaves, create_graph=True)
@@ -306,6 +317,9 @@ CONVOLUTIONS = [  # batch, c_in, c_out, height, width, k, whether strided (2), s
     (5, 16, 16, 40, 64, 3, False, False),
     (2, 5, 7, 6, 5, 3, False, False),
     (1, 48, 80, 20, 20, 3, False, False),
+    (2, 17, 40, 6, 6, 3, False, False),
+    (2, 33, 64, 4, 4, 1, False, False),
+    (2, 19, 16, 7, 7, 3, True, False),
     (1, 16, 16, 1, 1, 3, False, False),
     (2, 32, 64, 8, 8, 1, False, False),
     (2, 3, 16, 5, 8, 1, False, False),
@@ -329,7 +343,7 @@ def test_convolutions_of_bfloat16(sizes: tuple[int, int, int, int, int, int, boo
     x = normal(batch, c_in, height, width, dtype=half).to(memory_format=LAST)
     weight = normal(c_out, c_in, k, k, seed=1, dtype=half).to(memory_format=LAST)
     bias = normal(c_out, seed=2, dtype=half).float()
-    assert kernels.takes_convolution(x, weight, stride, padding, spread=spread)
+    assert kernels.takes_convolution(x, weight, bias, stride, padding, spread=spread)
     for relu in (False, True):
 
         def plainly(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = relu) -> Tensor:
@@ -361,6 +375,16 @@ def test_convolutions_are_of_each_image_alone_and_keep_what_is_not_a_number() ->
     ruined = conv2d(x, weight, None, padding=1, relu=True)
     assert ruined[1, :, 3:6, 3:6].isnan().all() and ruined.isnan().sum() == 16 * 9
     assert torch.equal(ruined[[0, 2]], out[[0, 2]])
+
+
+@pytest.mark.parametrize("library", ["avx512_bf16"], indirect=True)
+def test_convolutions_that_torch_refuses_are_left_to_it() -> None:
+    x = normal(1, 16, 1, 1, dtype=torch.bfloat16).to(memory_format=LAST)
+    weight = normal(16, 16, 3, 3, dtype=torch.bfloat16).to(memory_format=LAST)
+    with pytest.raises(RuntimeError, match="size"):
+        conv2d(x, weight, None, stride=2)
+    with pytest.raises(RuntimeError):
+        conv2d(x, weight, torch.ones(3), padding=1)
 
 
 def tensors(seed: int = 0) -> list[Tensor]:
@@ -503,7 +527,7 @@ def test_each_kernel_gives_the_same_bits_with_any_number_of_threads(library: cty
                 (1, 0, True, half),
             ):
                 taken = of.contiguous(memory_format=LAST)
-                assert kernels.takes_convolution(taken, kernel, stride, padding, spread=spread)
+                assert kernels.takes_convolution(taken, kernel, None, stride, padding, spread=spread)
                 place: dict[str, Any] = {"stride": stride, "padding": padding, "spread": spread}
                 made = kernels.convolve(taken, kernel, gain[0, :1].expand(48), relu=False, **place)
                 of_x, of_kernel = kernels.convolve_gradient(made, taken, kernel, (True, True), **place)
@@ -650,6 +674,7 @@ def test_what_they_do_not_take_is_left_to_torch(library: ctypes.CDLL) -> None:
         assert not kernels.takes_map(last)
 
 
+@pytest.mark.parametrize("library", ["avx2"], indirect=True)
 def test_a_library_of_another_version_is_not_used(tmp_path: Path) -> None:
     for header in SOURCE.parent.glob("_*.h"):
         shutil.copy(header, tmp_path)
@@ -657,7 +682,7 @@ def test_a_library_of_another_version_is_not_used(tmp_path: Path) -> None:
     text = SOURCE.read_text()
     other.write_text(text.replace("_version(void) { return ", "_version(void) { return 1"))
     assert other.read_text() != text
-    assert kernel_library.load(compile_to(tmp_path / "other.so", other)) is None
+    assert kernel_library.load(compile_to(tmp_path / "other.so", other, optimized=False)) is None
     (tmp_path / "empty.c").write_text("int nothing;")
     assert kernel_library.load(compile_to(tmp_path / "empty.so", tmp_path / "empty.c")) is None
     (tmp_path / "text.so").write_text("hello")
