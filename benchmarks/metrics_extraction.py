@@ -22,7 +22,7 @@ from hamgan.metrics import Extractor, FolderImages, InceptionScore, load_extract
 from hamgan.metrics.collect import collect
 from hamgan.metrics.extractors.inception import InceptionFID, preprocess_tf1
 
-QUICK = ["--rounds", "3", "--inception-images", "16"]
+QUICK = ["--rounds", "2", "--inception-images", "8"]
 
 
 def inception() -> Extractor:

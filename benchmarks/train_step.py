@@ -33,7 +33,7 @@ from hamgan.device import keep_memory
 from hamgan.training.config import TrainConfig, load_config
 from hamgan.training.trial import trial_step
 
-QUICK = ["--repeats", "5"]
+QUICK = ["biggan128", "hamgan128", "--repeats", "5"]
 CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[1] / "configs"
 CASES = {
