@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hamgan.nn import kernels
+from hamgan.nn import convolution_kernels, kernel_library, kernels
 from hamgan.nn.precision import compute_dtype
 
 
@@ -78,9 +78,11 @@ class _Conv2d(torch.autograd.Function):
         spread: bool,
         relu: bool,
     ) -> Tensor:
-        ctx.compiled = kernels.takes_convolution(x, weight, bias, stride, padding, spread=spread)
+        ctx.compiled = convolution_kernels.takes_convolution(x, weight, bias, stride, padding, spread=spread)
         if ctx.compiled:
-            out = kernels.convolve(x, weight, bias, stride=stride, padding=padding, spread=spread, relu=relu)
+            out = convolution_kernels.convolve(
+                x, weight, bias, stride=stride, padding=padding, spread=spread, relu=relu
+            )
         else:
             out = _convolution(x, weight, bias, stride, padding, spread)
             if relu:
@@ -105,8 +107,8 @@ class _Conv2d(torch.autograd.Function):
             # Summed in float32 and rounded once; asked for a float32 result, sum would first copy the whole map.
             grad_bias = grad.sum((0, 2, 3)) if needs_bias else None
         if needs_x or needs_weight:
-            compiled = ctx.compiled and not twice and kernels.takes_pixels(grad)
-            differentiate = kernels.convolve_gradient if compiled else _convolution_gradient
+            compiled = ctx.compiled and not twice and kernel_library.takes_pixels(grad)
+            differentiate = convolution_kernels.convolve_gradient if compiled else _convolution_gradient
             grad_x, grad_weight = differentiate(
                 grad, x, weight, (needs_x, needs_weight), stride=ctx.stride, padding=ctx.padding, spread=ctx.spread
             )
@@ -116,7 +118,7 @@ class _Conv2d(torch.autograd.Function):
 
 def turn(weight: Tensor) -> Tensor:
     """Turn a kernel (c_out, c_in, k, k) by 180 degrees and exchange its first axes; its own inverse."""
-    if kernels.takes_kernel(weight):
+    if kernel_library.takes_pixels(weight):
         return cast(Tensor, _Turn.apply(weight))
     return weight.flip(2, 3).transpose(0, 1)
 
@@ -126,7 +128,7 @@ class _Turn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return kernels.turn(weight)
+        return convolution_kernels.turn(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

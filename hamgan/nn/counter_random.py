@@ -9,7 +9,7 @@ Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (the i
 import torch
 from torch import Tensor
 
-from hamgan.nn import kernel_library, kernels
+from hamgan.nn import kernel_library, tensor_kernels
 
 GOLDEN = -1640531527
 """2**32 over the golden ratio, as int32: neighbouring counters land far apart."""
@@ -26,7 +26,7 @@ def uniform(keys: Tensor, count: int) -> Tensor:
         float32 (B, count), uniform in (0, 1): odd multiples of 2**-24, so neither end is drawn. On the keys' device.
     """
     if keys.dtype == torch.int64 and keys.dim() == 1 and keys.is_contiguous() and kernel_library.usable(keys):
-        return kernels.uniform(keys, count)
+        return tensor_kernels.uniform(keys, count)
     low = keys.to(torch.int32)[:, None]
     high = (keys >> 32).to(torch.int32)[:, None]
     counter = torch.arange(count, dtype=torch.int32, device=keys.device) * GOLDEN

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from hamgan.nn import kernels
+from hamgan.nn import decomposition_kernels
 from hamgan.nn.counter_random import uniform
 from hamgan.nn.precision import float32_island
 
@@ -241,16 +241,16 @@ class NMF(MatrixDecomposition):
         return coef / (torch.bmm(coef, gram) + EPS) * torch.bmm(x.transpose(1, 2), bases)
 
     def _widened(self, x: Tensor, rank: int) -> Tensor:
-        if self.gradient == "one_step" and kernels.takes_columns(x, rank):
+        if self.gradient == "one_step" and decomposition_kernels.takes_columns(x, rank):
             return x  # widened as it is read
         return super()._widened(x, rank)
 
     def _iterate(self, x: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
             return super()._iterate(x, bases)
-        if kernels.takes_columns(x, bases.shape[2]):
+        if decomposition_kernels.takes_columns(x, bases.shape[2]):
             steps = self.train_steps if self.training else self.eval_steps
-            return kernels.nmf(x, bases, steps, inv_t=self.inv_t, eps=EPS)
+            return decomposition_kernels.nmf(x, bases, steps, inv_t=self.inv_t, eps=EPS)
         # The same steps without a temporary larger than the codes.
         pixels = x.transpose(1, 2)
         products = torch.bmm(pixels, bases)
@@ -267,7 +267,7 @@ class NMF(MatrixDecomposition):
     def _reconstruct(self, x: Tensor, wide: Tensor, bases: Tensor, coef: Tensor) -> Tensor:
         if self.gradient == "unrolled":
             return super()._reconstruct(x, wide, bases, coef)
-        if kernels.takes_columns(x, bases.shape[2]):
+        if decomposition_kernels.takes_columns(x, bases.shape[2]):
             return cast(Tensor, _ProjectionInKernels.apply(x, bases, coef, None))
         gram = torch.bmm(bases.transpose(1, 2), bases)
         scale = coef / torch.bmm(coef, gram).add_(EPS)
@@ -357,14 +357,14 @@ class _ProjectionInKernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, bases: Tensor, coef: Tensor | None, scale: Tensor | None) -> Tensor:
-        out, scale = kernels.nmf_project(x, bases, coef=coef, scale=scale, eps=EPS)
+        out, scale = decomposition_kernels.nmf_project(x, bases, coef=coef, scale=scale, eps=EPS)
         ctx.save_for_backward(bases, scale)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         bases, scale = ctx.saved_tensors
-        if not kernels.takes_columns(gradient, bases.shape[2]):
+        if not decomposition_kernels.takes_columns(gradient, bases.shape[2]):
             gradient = gradient.transpose(1, 2).contiguous().transpose(1, 2)
         return cast(Tensor, _ProjectionInKernels.apply(gradient, bases, None, scale)), None, None, None
 

@@ -1,4 +1,4 @@
-"""The library of the compiled kernels: whether it is there, whose threads it has, and what may be given to it.
+"""The library of the compiled kernels: whether it is there, whose threads it has, what may be given to it, and how.
 
 It is optional: `_kernels.c` is compiled when hamgan is installed if there is a compiler, for x86-64 with AVX2 or AVX-512. The
 environment variable HAMGAN_KERNELS=0 leaves it out.
@@ -42,6 +42,10 @@ _FUNCTIONS = {
     "hamgan_norm_gradient_sums": (_I, [_P, _P, *_MAP, _P, _P, _F, _P, _I, _I, _P, _P, _P, _P, _I]),
     "hamgan_norm_gradient": (_I, [_P, _P, *_MAP, _P, _P, _F, _I, _I, _P, _P, ctypes.c_double, _P, _I]),
 }
+LANES = 16
+"""Channels that a vector holds."""
+DTYPES = (torch.float32, torch.bfloat16)
+"""Of the maps that kernels take."""
 _switched_off = False
 
 
@@ -119,3 +123,44 @@ def level() -> int:
 def instructions() -> str:
     """Return which the kernels use here: `avx512_bf16`, `avx512`, `avx2`, or `none` where torch's operations are used."""
     return ("none", "avx2", "avx512", "avx512_bf16")[level()]
+
+
+def takes_pixels(x: Tensor) -> bool:
+    """Say whether a map (B, C, H, W) lies in channels_last memory, in float32 or bfloat16, where the kernels can be used."""
+    return (
+        x.dtype in DTYPES
+        and x.dim() == 4
+        and x.numel() > 0
+        and usable(x)
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def format_of(weight: Tensor) -> torch.memory_format:
+    """Return channels_last for a kernel that lies so."""
+    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def floats(*shape: int) -> Tensor:
+    """Return float32 numbers that are not set."""
+    return torch.empty(*shape, dtype=torch.float32, device="cpu")
+
+
+def map_like(x: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
+    """Return a map in channels_last memory of the dtype of `x`, its numbers not set."""
+    # Not a view of something else: autograd refuses to have those written over.
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.new_empty_strided((batch, channels, height, width), strides)
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Return where a tensor's memory begins; None: NULL."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def check(failed: int) -> None:
+    """Raise if a kernel said that it failed: 1: memory; 2: called with what it is not for."""
+    assert failed < 2, "a kernel was called with what it is not for"
+    if failed:
+        raise MemoryError("there is no memory left for the sums of a kernel's parts")

@@ -5,7 +5,7 @@ pixels, which commutes with a convolution: the sums can be taken of its result, 
 transposed convolution of stride 2. Pooling sums the result over 2x2 pixels, which commutes likewise: the sums can be taken of
 its input, and only every second pixel of every second row is needed, a convolution of stride 2. The sums are additions.
 
-There is no size from which on this is slower: `benchmarks/resample.py` measures both ways over those of the presets.
+Of the presets' sizes none is clearly slower so: `benchmarks/resample.py` measures both ways.
 """
 
 from typing import Any, cast
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hamgan.nn import kernels
+from hamgan.nn import kernel_library, kernels
 from hamgan.nn.convolution import conv2d
 
 
@@ -63,7 +63,7 @@ def upsample(x: Tensor) -> Tensor:
 def add_upsampled(h: Tensor, low: Tensor) -> Tensor:
     """Return h + upsample(low), written over h: (B, C, 2H, 2W) and (B, C, H, W), of one dtype."""
     alike = h.dtype == low.dtype and h.shape == (*low.shape[:2], 2 * low.shape[2], 2 * low.shape[3])
-    if alike and kernels.takes_pooling(h) and kernels.takes_pixels(low):
+    if alike and kernels.takes_pooling(h) and kernel_library.takes_pixels(low):
         return cast(Tensor, _AddUpsampled.apply(h, low))
     return h.add_(upsample(low))
 
@@ -109,7 +109,7 @@ class _Downsample(torch.autograd.Function):
         assert grad is not None
         (x,) = ctx.saved_tensors
         maps = [grad] if grad_positive is None else [grad, grad_positive]
-        if torch.is_grad_enabled() or not all(kernels.takes_pixels(one) for one in maps):
+        if torch.is_grad_enabled() or not all(kernel_library.takes_pixels(one) for one in maps):
             found = upsample(grad) / 4
             if grad_positive is not None:
                 found = found + torch.ops.aten.threshold_backward(grad_positive, x, 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hamgan.nn import kernels
+from hamgan.nn import tensor_kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class MovingAverage:
         for (targets, sources), share in ((self._averaged, weight), (self._copied, 1.0)):
             if not targets:
                 continue
-            if kernels.takes_pairs(targets, sources):
-                kernels.lerp(targets, sources, share)
+            if tensor_kernels.takes_pairs(targets, sources):
+                tensor_kernels.lerp(targets, sources, share)
             elif share == 1:
                 torch._foreach_copy_(targets, sources)
             else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hamgan import dist
-from hamgan.nn import kernels
+from hamgan.nn import tensor_kernels
 from hamgan.nn.spectral_norm import SpectralNorm
 from hamgan.training.augment import AugmentConfig, augment
 from hamgan.training.losses import LossName, add_orthogonal_gradient, d_loss, g_loss, gradient_penalty
@@ -253,8 +253,8 @@ def _finish(player: Player, orthogonal: float) -> Tensor:
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of all numbers of some tensors, a scalar."""
-    if kernels.takes_list(tensors):
-        return kernels.total_norm(tensors)
+    if tensor_kernels.takes_list(tensors):
+        return tensor_kernels.total_norm(tensors)
     return torch.stack(torch._foreach_norm(list(tensors))).norm()
 
 

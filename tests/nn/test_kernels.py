@@ -16,7 +16,7 @@ from conftest import relative_error
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hamgan.nn import kernel_library, kernels
+from hamgan.nn import convolution_kernels, decomposition_kernels, kernel_library, kernels, tensor_kernels
 from hamgan.nn.blocks import DBlock, GBlock
 from hamgan.nn.convolution import conv2d, turn
 from hamgan.nn.counter_random import uniform
@@ -343,7 +343,7 @@ def test_convolutions_of_bfloat16(sizes: tuple[int, int, int, int, int, int, boo
     x = normal(batch, c_in, height, width, dtype=half).to(memory_format=LAST)
     weight = normal(c_out, c_in, k, k, seed=1, dtype=half).to(memory_format=LAST)
     bias = normal(c_out, seed=2, dtype=half).float()
-    assert kernels.takes_convolution(x, weight, bias, stride, padding, spread=spread)
+    assert convolution_kernels.takes_convolution(x, weight, bias, stride, padding, spread=spread)
     for relu in (False, True):
 
         def plainly(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = relu) -> Tensor:
@@ -395,25 +395,27 @@ def tensors(seed: int = 0) -> list[Tensor]:
 
 
 def test_norm_of_tensors() -> None:
-    assert kernels.takes_list(tensors())
+    assert tensor_kernels.takes_list(tensors())
     expected = torch.cat([tensor.double().flatten() for tensor in tensors()]).norm()
-    assert abs(float(kernels.total_norm(tensors())) / float(expected) - 1) < 1e-6
-    assert kernels.total_norm([torch.tensor([1.0, float("nan")])]).isnan()
-    assert not kernels.takes_list([]) and not kernels.takes_list([normal(4, 6)[:, ::2]])
+    assert abs(float(tensor_kernels.total_norm(tensors())) / float(expected) - 1) < 1e-6
+    assert tensor_kernels.total_norm([torch.tensor([1.0, float("nan")])]).isnan()
+    assert not tensor_kernels.takes_list([]) and not tensor_kernels.takes_list([normal(4, 6)[:, ::2]])
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.001, 0.7, 1.0])
 def test_moving_tensors_towards_others(weight: float) -> None:
     targets, sources = tensors(), tensors(seed=10)
     expected = [one.lerp(other, weight) for one, other in zip(targets, sources, strict=True)]
-    assert kernels.takes_pairs(targets, sources)
+    assert tensor_kernels.takes_pairs(targets, sources)
     version = targets[0]._version
-    kernels.lerp(targets, sources, weight)
+    tensor_kernels.lerp(targets, sources, weight)
     assert targets[0]._version > version
     for ours, theirs in zip(targets, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-7)
         assert weight < 1 or torch.equal(ours, theirs)
-    assert not kernels.takes_pairs(targets, [tensor.clone(memory_format=torch.contiguous_format) for tensor in sources])
+    assert not tensor_kernels.takes_pairs(
+        targets, [tensor.clone(memory_format=torch.contiguous_format) for tensor in sources]
+    )
 
 
 @pytest.mark.parametrize("count", [1, 16, 37, 2048])
@@ -435,7 +437,7 @@ def test_nmf(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     x = normal(batch, num_pixels, dim).abs().to(dtype).transpose(1, 2)
     start = normal(batch, dim, rank, seed=1).abs()
     direction, other = (normal(batch, num_pixels, dim, seed=s).to(dtype).transpose(1, 2) for s in (2, 3))
-    assert kernels.takes_columns(x, rank)
+    assert decomposition_kernels.takes_columns(x, rank)
     for steps in (0, 1, 6):
         ham = NMF(dim, rank, train_steps=steps)
         with torch.no_grad():
@@ -457,7 +459,7 @@ def test_nmf(sizes: tuple[int, int, int, int], dtype: torch.dtype) -> None:
 def test_nmf_takes_a_map_that_lies_between_others() -> None:
     """Samples of a part of a batch lie apart by more than their own length."""
     x, start = normal(4, 50, 16).abs()[::2].transpose(1, 2), normal(2, 16, 8).abs()
-    assert kernels.takes_columns(x, 8)
+    assert decomposition_kernels.takes_columns(x, 8)
     ham = NMF(16, 8)
     assert torch.equal(ham(x, start), ham(x.transpose(1, 2).contiguous().transpose(1, 2), start))
 
@@ -527,17 +529,17 @@ def test_each_kernel_gives_the_same_bits_with_any_number_of_threads(library: cty
                 (1, 0, True, half),
             ):
                 taken = of.contiguous(memory_format=LAST)
-                assert kernels.takes_convolution(taken, kernel, None, stride, padding, spread=spread)
+                assert convolution_kernels.takes_convolution(taken, kernel, None, stride, padding, spread=spread)
                 place: dict[str, Any] = {"stride": stride, "padding": padding, "spread": spread}
-                made = kernels.convolve(taken, kernel, gain[0, :1].expand(48), relu=False, **place)
-                of_x, of_kernel = kernels.convolve_gradient(made, taken, kernel, (True, True), **place)
+                made = convolution_kernels.convolve(taken, kernel, gain[0, :1].expand(48), relu=False, **place)
+                of_x, of_kernel = convolution_kernels.convolve_gradient(made, taken, kernel, (True, True), **place)
                 assert of_x is not None and of_kernel is not None
                 results += [made, of_x, of_kernel]
-        results.append(kernels.total_norm([x, weight]))
+        results.append(tensor_kernels.total_norm([x, weight]))
         if kernel_library.level() >= 2:
             columns = x.abs().flatten(2)
-            bases, coef = kernels.nmf(columns, normal(4, 32, 20, seed=6).abs(), 3, inv_t=1.0, eps=1e-6)
-            results += [bases, coef, *kernels.nmf_project(columns, bases, coef=coef, eps=1e-6)]
+            bases, coef = decomposition_kernels.nmf(columns, normal(4, 32, 20, seed=6).abs(), 3, inv_t=1.0, eps=1e-6)
+            results += [bases, coef, *decomposition_kernels.nmf_project(columns, bases, coef=coef, eps=1e-6)]
         return results
 
     before = torch.get_num_threads()
@@ -667,7 +669,9 @@ def test_what_they_do_not_take_is_left_to_torch(library: ctypes.CDLL) -> None:
     assert not kernels.takes_weight(normal(4, 6), u, torch.float16, on_rows=True)
     assert not kernels.takes_weight(normal(6, 4).t(), u, torch.float32, on_rows=True)
     assert not kernels.takes_weight(normal(4, 6), u.double(), torch.float32, on_rows=True)
-    assert not kernels.takes_columns(x.flatten(2), 8) and not kernels.takes_columns(last.flatten(2), 65)
+    assert not decomposition_kernels.takes_columns(x.flatten(2), 8) and not decomposition_kernels.takes_columns(
+        last.flatten(2), 65
+    )
     with FakeTensorMode():
         assert not kernels.takes_map(torch.empty(2, 16, 4, 4).to(memory_format=LAST))
     with kernel_library.switched_off():

@@ -131,7 +131,7 @@ def downsample_plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("size", [2, 8, 16])
+@pytest.mark.parametrize("size", [2, 4, 8, 16])
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize(
     ("fused", "plain"), [(upsample_conv2d, upsample_plain), (conv2d_downsample, downsample_plain)], ids=["up", "down"]
